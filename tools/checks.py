@@ -1,0 +1,367 @@
+#!/usr/bin/env python3
+"""The driver of tools/check: builds every configuration, runs its tests and the other checks, and sums up.
+
+One line for each step, with the seconds it took; the log of a step that failed is shown, every log is kept under .build/logs/.
+The last line is `N passed, N failed, N skipped`. A test that can't run here prints `SKIPPED: name: reason`; with CI=true in the
+environment that counts as failed.
+"""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BUILD = ROOT / ".build"
+LOGS = BUILD / "logs"
+INSTALLED = BUILD / "installed"
+
+SKIPS_ARE_FAILURES = os.environ.get("CI") == "true"
+BUILD_SECONDS = 1200
+TEST_SECONDS = 300
+LOG_LINES_SHOWN = 250
+
+GCC, CLANG = "g++", "clang++-19"
+PLAIN, ADDRESS, THREAD = "none", "address,undefined", "thread"
+SANITIZER_NAMES = {PLAIN: "", ADDRESS: " ASan+UBSan", THREAD: " TSan"}
+
+SANITIZER_ENVIRONMENT = {
+    "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1",
+    "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+class Failed(Exception):
+    """A step failed and has been told."""
+
+
+class Tally:
+    def __init__(self):
+        self.passed = self.failed = 0
+        self.skips = []
+
+    def add(self, passed=0, failed=0, skips=()):
+        self.passed += passed
+        self.failed += failed
+        self.skips += skips
+
+
+tally = Tally()
+
+
+def run(command, log, seconds, environment=None):
+    """Runs to the end or to the time limit, with everything it started; returns the exit status, or None if it took too long."""
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            stop_session(process)
+
+
+def stop_session(process):
+    """Leaves nothing behind: ends what still runs in the session of a process we started."""
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, how)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+class Step:
+    """`with Step(name) as step:` prints the name at once, the outcome and the seconds at the end."""
+
+    def __init__(self, name):
+        self.name = name
+        self.outcome = "ok"
+        self.log = LOGS / (re.sub(r"[^a-z0-9+]+", "-", name.lower()).strip("-") + ".log")
+        self.failure = None
+
+    def __enter__(self):
+        self.started = time.monotonic()
+        print(f"  {self.name:<54}", end="", flush=True)
+        return self
+
+    def run(self, command, seconds, environment=None):
+        status = run(command, self.log, seconds, environment)
+        if status is None:
+            self.failure = f"took longer than {seconds} s"
+        elif status != 0:
+            self.failure = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return self.log.read_text(errors="replace")
+
+    def __exit__(self, kind, problem, trace):
+        if kind is not None and not issubclass(kind, (OSError, ValueError)):
+            return False
+        if kind is not None:
+            self.failure = str(problem)
+        seconds = time.monotonic() - self.started
+        print(f"{'FAILED' if self.failure else self.outcome:<24}{seconds:6.0f} s", flush=True)
+        if not self.failure:
+            return True
+        print(f"    {self.failure}; the log is {self.log.relative_to(ROOT)}:")
+        lines = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        if len(lines) > LOG_LINES_SHOWN:
+            print("    | …")
+        for line in lines[-LOG_LINES_SHOWN:]:
+            print("    |", line)
+        sys.stdout.flush()
+        raise Failed
+
+
+class Configuration:
+    def __init__(self, compiler, build_type, sanitizer, assertions=False):
+        self.compiler = compiler
+        self.sanitizer = sanitizer
+        self.name = f"{'g++' if compiler == GCC else 'clang'} {build_type}{SANITIZER_NAMES[sanitizer]}"
+        self.directory = BUILD / re.sub(r"[^a-z0-9+]+", "-", self.name.lower())
+        self.options = [
+            f"-Dbuildtype={build_type}",
+            f"-Db_sanitize={sanitizer}",
+            f"-Db_ndebug={'false' if assertions else 'if-release'}",
+            "-Db_lundef=false",  # clang's sanitizers are resolved in the program, not in a library
+            "-Dwerror=true",
+            f"-Dprefix={INSTALLED}",
+            "-Dlibdir=lib",
+        ]
+
+    def build(self, targets=()):
+        with Step(f"{self.name}: build") as step:
+            self.set_up(step)
+            if not step.failure:
+                step.run(["ninja", "-C", self.directory, *targets], BUILD_SECONDS)
+
+    def set_up(self, step):
+        """Configures a new directory, or one made with other options from scratch."""
+        stamp = self.directory / "configured-with"
+        wanted = "\n".join([self.compiler, *self.options])
+        if stamp.exists() and stamp.read_text() == wanted:
+            return
+        shutil.rmtree(self.directory, ignore_errors=True)
+        compiler = {"CXX": self.compiler, "CXXFLAGS": "", "LDFLAGS": ""}
+        step.run(["meson", "setup", self.directory, ROOT, *self.options], BUILD_SECONDS, compiler)
+        if not step.failure:
+            stamp.write_text(wanted)
+
+    def test(self, arguments=(), under=(), label="", seconds=TEST_SECONDS, environment=None):
+        for program in ("vigil-tests", "vigil-sim-tests"):
+            path = self.directory / program
+            if not path.exists():
+                continue
+            command = [*under, path, "--no-colors=true", *arguments]
+            if self.sanitizer == THREAD and can_fix_addresses():
+                command = ["setarch", "-R", *command]  # this sanitizer's memory layout and random addresses do not go together
+            attempt(run_tests, f"{self.name}{label}: {program}", command, seconds, {**SANITIZER_ENVIRONMENT, **(environment or {})})
+
+
+def attempt(action, *arguments):
+    """Goes on after a failed step. Returns whether it succeeded; a step that counts nothing itself counts as one failure."""
+    failed_before = tally.failed
+    try:
+        action(*arguments)
+        return True
+    except Failed:
+        if tally.failed == failed_before:
+            tally.add(failed=1)
+        return False
+
+
+def can_fix_addresses():
+    return shutil.which("setarch") and subprocess.run(["setarch", "-R", "true"], capture_output=True).returncode == 0
+
+
+def run_tests(name, command, seconds, environment):
+    with Step(name) as step:
+        log = step.run(command, seconds, environment)
+        totals = re.findall(r"^\[doctest\] test cases:\s*\d+ \|\s*(\d+) passed \|\s*(\d+) failed", log, re.MULTILINE)
+        skips = re.findall(r"^SKIPPED: (.*)$", log, re.MULTILINE)
+        passed, failed = (int(number) for number in totals[-1]) if totals else (0, 0)
+        if not totals and not step.failure:
+            step.failure = "printed no totals"
+        if step.failure and failed == 0:
+            failed = 1  # it died, hung, leaked, or a sanitizer spoke
+        tally.add(max(passed - len(skips), 0), failed, skips)
+        step.outcome = f"{passed - len(skips)} passed" + (f", {len(skips)} skipped" if skips else "")
+
+
+def check_sources():
+    with Step("source rules") as step:
+        log = step.run([sys.executable, "tests/source_rules.py"], 300)
+        totals = re.search(r"^(\d+) passed, (\d+) failed$", log, re.MULTILINE)
+        if totals:
+            tally.add(int(totals[1]), int(totals[2]))
+            step.outcome = f"{totals[1]} passed"
+
+
+def check_libraries_exclude_each_other(configuration):
+    libraries = [configuration.directory / name for name in ("libvigil.a", "libvigil_sim.a")]
+    if not all(library.exists() for library in libraries):
+        return
+    with Step("both libraries in one program: no link") as step:
+        program = LOGS / "both.cpp"
+        program.write_text("int main() {}\n")
+        whole = ["-Wl,--whole-archive", *libraries, "-Wl,--no-whole-archive"]
+        log = step.run([configuration.compiler, program, *whole, "-o", LOGS / "both"], 120)
+        clash = "multiple definition" in log and "implementation" in log
+        step.failure = None if step.failure and clash else "they link, or fail for another reason than sys::implementation"
+    tally.add(passed=1)
+
+
+def check_main_job(configuration):
+    """What quickstart shows a newcomer, shorter."""
+    tools = [configuration.directory / f"vigil-{tool}" for tool in ("echo", "load", "probe")]
+    if not all(tool.exists() for tool in tools):
+        return
+    with Step("main job") as step:
+        step.run([sys.executable, "tools/main_job.py", configuration.directory, "--duration", "2"], 90)
+    tally.add(passed=1)
+
+
+def check_readme_program(configuration):
+    """The README's first program, pasted into a file, linked as a stranger would, and spoken to."""
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        return
+    with Step("README's program, from an installed vigil") as step:
+        program = re.search(r"^```cpp\n(.*?)^```$", readme.read_text(), re.MULTILINE | re.DOTALL)
+        if not program:
+            raise ValueError("README.md has no C++ program")
+        shutil.rmtree(INSTALLED, ignore_errors=True)
+        step.run(["meson", "install", "-C", configuration.directory, "--no-rebuild"], 120)
+        source, binary = LOGS / "shortest.cpp", LOGS / "shortest"
+        source.write_text(program[1])
+        if not step.failure:
+            find = {"PKG_CONFIG_PATH": str(INSTALLED / "lib/pkgconfig")}
+            build = f"{configuration.compiler} -std=c++20 '{source}' $(pkg-config --cflags --libs vigil) -o '{binary}'"
+            step.run(["sh", "-euc", build], 300, find)
+        if not step.failure:
+            speak_to(binary, step)
+    tally.add(passed=1)
+
+
+def speak_to(binary, step):
+    """Runs the echo program and expects a line back, unless something else already listens where it wants to."""
+    address = ("127.0.0.1", 7000)
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            taken.bind(address)
+        except OSError:
+            step.outcome = "ok (port 7000 in use: not run)"
+            return
+    with open(step.log, "w") as output:
+        server = subprocess.Popen([binary], stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        try:
+            client = connect_when_ready(address, server)
+            with client:
+                client.settimeout(30)
+                client.sendall(b"a line\n")
+                answer = client.makefile("rb").readline()
+            if answer != b"a line\n":
+                raise ValueError(f"sent a line, got {answer!r}")
+        finally:
+            stop_session(server)
+
+
+def connect_when_ready(address, server):
+    until = time.monotonic() + 30
+    while True:
+        try:
+            return socket.create_connection(address, 30)
+        except ConnectionRefusedError:
+            if server.poll() is not None:
+                raise ValueError(f"the program ended with status {server.returncode}") from None
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
+
+
+def check():
+    attempt(check_sources)
+
+    gcc = Configuration(GCC, "release", PLAIN, assertions=True)
+    if attempt(gcc.build):
+        gcc.test()
+        attempt(check_main_job, gcc)
+        attempt(check_readme_program, gcc)
+        attempt(check_libraries_exclude_each_other, gcc)
+
+    address = Configuration(CLANG, "debugoptimized", ADDRESS)
+    if attempt(address.build):
+        address.test()
+
+    thread = Configuration(CLANG, "debugoptimized", THREAD)
+    if attempt(thread.build, test_programs(thread)):
+        thread.test(["--test-suite=threads"], label=" (threads)")
+
+
+def test_programs(configuration):
+    """The targets a test run needs; the simulated one stands only where there is a simulated seam."""
+    simulated = (BUILD / "g++-release" / "vigil-sim-tests").exists()
+    return ["vigil-tests", "vigil-sim-tests"] if simulated else ["vigil-tests"]
+
+
+def check_full():
+    attempt(check_sources)
+    for compiler in (GCC, CLANG):
+        for build_type in ("debug", "release"):
+            for sanitizer in (PLAIN, ADDRESS, THREAD):
+                configuration = Configuration(compiler, build_type, sanitizer)
+                if not attempt(configuration.build):
+                    continue
+                configuration.test(seconds=3 * TEST_SECONDS)
+                if sanitizer == PLAIN and build_type == "release":
+                    attempt(check_main_job, configuration)
+                    attempt(check_readme_program, configuration)
+                    attempt(check_libraries_exclude_each_other, configuration)
+                if sanitizer == PLAIN and build_type == "debug" and compiler == GCC:
+                    memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--fair-sched=yes"]
+                    slow = {"VIGIL_TEST_SECONDS": "900"}
+                    configuration.test(under=memcheck, label=" valgrind", seconds=3600, environment=slow)
+
+
+def main():
+    full = "--full" in sys.argv[1:]
+    LOGS.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    try:
+        check_full() if full else check()
+    except KeyboardInterrupt:
+        print("\ninterrupted")
+        return 130
+
+    for skip in sorted(set(tally.skips)):
+        print(f"  skipped: {skip}")
+    skipped = len(tally.skips)
+    if skipped and SKIPS_ARE_FAILURES:
+        print(f"  in CI nothing may be skipped: the {skipped} count as failed")
+        tally.failed += skipped
+        skipped = 0
+    print(f"  {(time.monotonic() - started) / 60:.1f} minutes")
+    print(f"{tally.passed} passed, {tally.failed} failed, {skipped} skipped")
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
