@@ -17,14 +17,17 @@ namespace vigil {
 /// What went wrong: the operation as the user knows it ("listen", "send") and the errno that tells the cause.
 struct Error {
   const char* operation = "";  ///< never null; static storage
-  int code = 0;                ///< an errno value; never 0 in an Error that was handed out
+  int code = 0;                ///< an errno value; 0 only where there is no error
+  const char* detail = "";     ///< the option or argument at fault and what is wrong with it, or empty; static storage
 
+  /// The detail is for people: it does not take part.
   friend bool operator==(const Error& left, const Error& right) {
     return left.code == right.code && std::string_view(left.operation) == std::string_view(right.operation);
   }
 };
 
-/// One line for people: `listen: Address already in use (EADDRINUSE)`.
+/// One line for people: `listen: Address already in use (EADDRINUSE)`, with a detail
+/// `listen: receive timeout out of range: Invalid argument (EINVAL)`.
 [[nodiscard]] std::string describe(const Error& error);
 
 /// The symbolic name of an errno, `EADDRINUSE`; a number the platform has no name for reads `errno 12345`.

@@ -1,0 +1,131 @@
+// Timeouts: how long each kind of waiting may take, and the layers they come from.
+//
+// A Timeout is a duration, `never`, or `inherit` (ask the next layer). The layers, the nearest wins: connection or socket,
+// listener or connector, reactor, process. Built in at the process: drain 5 s, every other kind never.
+//
+// Thread: Timeout and Timeouts are plain values; the process's own are read and replaced from any thread.
+//
+//   vigil::Timeouts timeouts{.receive = 30s, .send = vigil::never};    // the kinds not named inherit
+//
+//   auto process = vigil::default_timeouts();                          // a copy with every kind valued
+//   process.receive = 60s;
+//   if (auto set = vigil::set_default_timeouts(process); !set) return vigil::report(set.error());
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <ratio>
+
+#include "vigil/result.hpp"
+#include "vigil/time.hpp"
+
+namespace vigil {
+
+/// A duration, never, or inherit (the default). Made from any std::chrono duration, rounded up to a nanosecond; one that does not
+/// fit is kept as the longest or a negative value, and NaN as a negative one, so that validate() refuses it: nothing wraps round.
+class Timeout {
+ public:
+  constexpr Timeout() = default;
+
+  template <class Representation, class Period>
+  constexpr Timeout(std::chrono::duration<Representation, Period> duration) : nanoseconds_(saturated(duration)) {}
+
+  static constexpr Timeout never() {
+    Timeout timeout;
+    timeout.nanoseconds_ = never_value;
+    return timeout;
+  }
+
+  [[nodiscard]] constexpr bool is_inherit() const { return nanoseconds_ == inherit_value; }
+  [[nodiscard]] constexpr bool is_never() const { return nanoseconds_ == never_value; }
+
+  /// The duration; meaningless where is_inherit() or is_never().
+  [[nodiscard]] constexpr Duration duration() const { return Duration(nanoseconds_); }
+
+  friend constexpr bool operator==(Timeout left, Timeout right) { return left.nanoseconds_ == right.nanoseconds_; }
+
+ private:
+  static constexpr std::int64_t inherit_value = std::numeric_limits<std::int64_t>::min();
+  static constexpr std::int64_t never_value = std::numeric_limits<std::int64_t>::max();
+  static constexpr std::int64_t longest = never_value - 1;
+  static constexpr std::int64_t invalid = inherit_value + 1;
+
+  template <class Representation, class Period>
+  static constexpr std::int64_t saturated(std::chrono::duration<Representation, Period> duration) {
+    using PerTick = std::ratio_divide<Period, std::nano>;
+    if constexpr (std::numeric_limits<Representation>::is_integer && PerTick::den == 1) {
+      if (duration.count() > 0 && static_cast<std::uintmax_t>(duration.count()) > longest / PerTick::num) return longest;
+      if (duration.count() < 0 && duration.count() < invalid / PerTick::num) return invalid;
+      return static_cast<std::int64_t>(duration.count()) * PerTick::num;
+    } else {
+      // Finer than a nanosecond, an odd period, or floating point: long double is wide enough, and what it rounds off lies far
+      // below the clock's resolution.
+      const long double exact = static_cast<long double>(duration.count()) * PerTick::num / PerTick::den;
+      if (!(exact > static_cast<long double>(invalid))) return invalid;  // NaN compares false
+      if (exact >= static_cast<long double>(longest)) return longest;
+      const auto whole = static_cast<std::int64_t>(exact);
+      return static_cast<long double>(whole) < exact ? whole + 1 : whole;
+    }
+  }
+
+  std::int64_t nanoseconds_ = inherit_value;
+};
+
+inline constexpr Timeout inherit{};                 ///< take it from the next layer
+inline constexpr Timeout never = Timeout::never();  ///< wait for as long as it takes
+
+inline constexpr Duration shortest_timeout = std::chrono::milliseconds(1);
+inline constexpr Duration longest_timeout = std::chrono::years(10);
+
+/// The kinds of deadline; each is a close reason of its own.
+enum class Deadline : std::uint8_t {
+  connect,     ///< from connect() until the peer answered
+  accept,      ///< of a listener: from listen(), then from each connection accepted, until the next
+  first_byte,  ///< from open until the first byte came
+  receive,     ///< from open, then from each byte received, until the next
+  send,        ///< while bytes of ours are outstanding: from the last one acknowledged until the next
+  drain,       ///< of a graceful close: from our end until the peer's
+};
+
+inline constexpr std::size_t deadline_count = static_cast<std::size_t>(Deadline::drain) + 1;
+
+[[nodiscard]] const char* to_string(Deadline kind);
+
+/// One Timeout for each kind of deadline. Valid: 1 ms to 10 years, `never` (except for drain), or `inherit`.
+struct Timeouts {
+  Timeout connect;
+  Timeout accept;
+  Timeout first_byte;
+  Timeout receive;
+  Timeout send;
+  Timeout drain;
+
+  [[nodiscard]] Timeout& of(Deadline kind);
+  [[nodiscard]] const Timeout& of(Deadline kind) const;
+
+  friend bool operator==(const Timeouts&, const Timeouts&) = default;
+};
+
+/// Each kind from `nearer`, or where that inherits, from `farther`.
+[[nodiscard]] Timeouts over(const Timeouts& nearer, const Timeouts& farther);
+
+/// Success, or Error{operation, EINVAL, ...} naming the first kind that is out of range.
+[[nodiscard]] Result<void> validate(const Timeouts& timeouts, const char* operation);
+
+/// Replaces the process's timeouts, from any thread. Sockets and connections made afterwards use them; open ones never change.
+/// Every kind must be valued, `inherit` is refused (start from default_timeouts(), as above); a refused call changes nothing.
+[[nodiscard]] Result<void> set_default_timeouts(const Timeouts& timeouts);
+
+/// A copy of the process's timeouts as last set, every kind valued. From any thread.
+[[nodiscard]] Timeouts default_timeouts();
+
+/// The instant `timeout` after `start`; never_due for never and inherit, and for sums beyond the clock's range.
+[[nodiscard]] constexpr Instant due_at(Instant start, Timeout timeout) {
+  if (timeout.is_never() || timeout.is_inherit()) return never_due;
+  if (timeout.duration() > Duration::zero() && start > never_due - timeout.duration()) return never_due;
+  return start + timeout.duration();
+}
+
+}  // namespace vigil
