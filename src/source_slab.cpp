@@ -1,0 +1,53 @@
+#include "source_slab.hpp"
+
+#include <algorithm>
+#include <cassert>
+#include <new>
+
+namespace vigil {
+
+SourceSlab::SourceSlab(std::size_t slot_bytes, std::size_t alignment, Construct construct, std::uint32_t generation_max)
+    : slot_bytes_((slot_bytes + alignment - 1) / alignment * alignment),
+      alignment_(alignment),
+      construct_(construct),
+      generation_max_(generation_max) {}
+
+SourceSlab::~SourceSlab() {
+  // Sources are trivially abandoned: the reactor has ended every life before its slabs go.
+  for (void* chunk : chunks_) ::operator delete(chunk, std::align_val_t(alignment_));
+}
+
+Source* SourceSlab::take() {
+  if (vacant_.empty() && !grow()) return nullptr;
+  Source* source = vacant_.back();
+  vacant_.pop_back();
+  ++taken_;
+  return source;
+}
+
+void SourceSlab::give_back(Source& source) {
+  assert(source.operations_ != nullptr && !source.armed());
+  source.operations_ = nullptr;
+  source.descriptor_ = -1;
+  source.lists_ = 0;
+  --taken_;
+  if (source.generation_++ < generation_max_) vacant_.push_back(&source);
+}
+
+bool SourceSlab::grow() {
+  // Chunks double up to 1,024 slots: a small program stays small, a large one allocates rarely.
+  const std::size_t count = std::clamp<std::size_t>(sources_.size(), 8, 1024);
+  void* chunk = ::operator new(count * slot_bytes_, std::align_val_t(alignment_), std::nothrow);
+  if (chunk == nullptr) return false;
+  chunks_.push_back(chunk);
+  sources_.reserve(sources_.size() + count);
+  vacant_.reserve(sources_.size() + count);
+  for (std::size_t index = count; index-- > 0;) {
+    Source* source = construct_(static_cast<std::byte*>(chunk) + index * slot_bytes_);
+    sources_.push_back(source);
+    vacant_.push_back(source);
+  }
+  return true;
+}
+
+}  // namespace vigil
