@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Includes only point down, or to the same layer without a circle. One concept is one stem, whichever directory it stands in.
 LAYERS = [
-    ("values", "result error time timeouts address slab timer_wheel close_record callback heartbeat_options verdict"),
+    ("values", "result error time timeouts address slab timer_wheel close_record bytes callback heartbeat_options verdict"),
     ("system calls", "sys vigil_sys"),
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket send_queue"),
