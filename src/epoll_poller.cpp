@@ -10,7 +10,7 @@ EpollPoller::~EpollPoller() {
 
 int EpollPoller::control(int operation, Source& source, Interest interest) {
   static constexpr std::uint32_t events_of[] = {
-      0, EPOLLIN, EPOLLOUT, EPOLLIN | EPOLLOUT, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET};
+      0, EPOLLIN, EPOLLOUT, EPOLLIN | EPOLLOUT, EPOLLIN | EPOLLET, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLET};
   epoll_event event{};
   event.events = events_of[static_cast<std::size_t>(interest)];
   event.data.u64 = reinterpret_cast<std::uint64_t>(&source) | (source.generation_ & tag_mask);

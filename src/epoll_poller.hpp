@@ -16,8 +16,8 @@ namespace vigil {
 
 class EpollPoller {
  public:
-  /// How a source is to be woken. `stream` is registered once and never touched again: edge-triggered, both directions.
-  enum class Interest : std::uint8_t { none, level_readable, level_writable, level_both, stream };
+  /// How a source is to be woken: level-triggered, but for the last two. `stream` is registered once and never touched again: edge-triggered, both directions.
+  enum class Interest : std::uint8_t { none, readable, writable, both, edge_readable, stream };
 
   struct Event {
     Source* source;  ///< null: stale

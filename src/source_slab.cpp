@@ -6,11 +6,11 @@
 
 namespace vigil {
 
-SourceSlab::SourceSlab(std::size_t slot_bytes, std::size_t alignment, Construct construct, std::uint32_t generation_max)
-    : slot_bytes_((slot_bytes + alignment - 1) / alignment * alignment),
-      alignment_(alignment),
-      construct_(construct),
-      generation_max_(generation_max) {}
+SourceSlab::SourceSlab(std::size_t bytes, std::size_t align, Construct make, std::uint32_t last_generation)
+    : slot_bytes_((bytes + align - 1) / align * align),
+      alignment_(align),
+      construct_(make),
+      generation_max_(last_generation) {}
 
 SourceSlab::~SourceSlab() {
   // Sources are trivially abandoned: the reactor has ended every life before its slabs go.

@@ -17,7 +17,7 @@ class SourceSlab {
  public:
   using Construct = Source* (*)(void* slot);
 
-  SourceSlab(std::size_t slot_bytes, std::size_t alignment, Construct construct, std::uint32_t generation_max = UINT32_MAX);
+  SourceSlab(std::size_t slot_bytes, std::size_t alignment, Construct make, std::uint32_t generation_max = UINT32_MAX);
   ~SourceSlab();
   SourceSlab(const SourceSlab&) = delete;
   SourceSlab& operator=(const SourceSlab&) = delete;

@@ -75,7 +75,7 @@ class Connection final : private Source {
 
   enum class Stage : std::uint8_t { vacant, connecting, open, ended };
   enum Flag : std::uint16_t {
-    stream_socket_tcp = 1,     // a short read has drained it
+    tcp = 1,                   // a short read has drained it
     end_hinted = 2,            // the poller told of an end or an error: read until recv says so
     stalled = 4,               // the kernel's buffer is full: wait for writable
     finish_wanted = 8,         // our end follows the queue
@@ -88,7 +88,7 @@ class Connection final : private Source {
     was_open = 1024,           // on_open was told
     above_high_mark = 2048,    // the queue passed the high mark and has not fallen to the low one
     lingering = 4096,          // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    urgent_seen = 8192,
+    close_called = 8192,       // by the user or a shutdown: nothing that follows changes the reason
   };
 
   Connection() = default;

@@ -28,7 +28,8 @@ struct SourceOperations {
   void (*due)(ReactorCore&, Source&) noexcept;                       ///< its timer node was handed out
   void (*flush)(ReactorCore&, Source&) noexcept;                     ///< it asked for the flush phase
   void (*finish)(ReactorCore&, Source&) noexcept;                    ///< it asked for the finish phase: the end of its life
-  void (*stop)(ReactorCore&, Source&, bool at_once) noexcept;        ///< shutdown (or, at once, the reactor's destructor)
+  void (*stop)(ReactorCore&, Source&, bool at_once) noexcept;        ///< the reactor's shutdown, or (at once) its end
+  void (*cancel)(ReactorCore&, Source&) noexcept;                    ///< its Registration let go of it
 };
 
 class alignas(64) Source : public TimerNode {
@@ -37,8 +38,12 @@ class alignas(64) Source : public TimerNode {
 
  protected:
   friend struct ReactorCore;
+  friend struct CoreSources;
+  friend struct ConnectionLife;
+  friend struct ListenerLife;
   friend class EpollPoller;
   friend class SourceSlab;
+  friend class Registration;
 
   Source() = default;
   ~Source() = default;

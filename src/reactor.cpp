@@ -1,0 +1,485 @@
+// The loop: a turn is the list of its phases. What each kind of source does in them stands with the source.
+#include "vigil/reactor.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <new>
+#include <utility>
+
+#include "reactor_core.hpp"
+
+namespace vigil {
+namespace {
+
+Error check_options(const ReactorOptions& options) {
+  const auto outside = [](std::size_t value, std::size_t least, std::size_t most) { return value < least || value > most; };
+  constexpr std::size_t kibibyte = 1024, mebibyte = 1024 * kibibyte;
+  if (options.tick < std::chrono::microseconds(100) || options.tick > std::chrono::seconds(1)) return {"reactor", EINVAL, "tick"};
+  if (outside(options.receive_buffer_bytes, kibibyte, 16 * mebibyte)) return {"reactor", EINVAL, "receive_buffer_bytes"};
+  if (outside(options.gather_buffer_bytes, kibibyte, 16 * mebibyte)) return {"reactor", EINVAL, "gather_buffer_bytes"};
+  if (outside(options.events_per_wait, 1, 65536)) return {"reactor", EINVAL, "events_per_wait"};
+  if (outside(options.reads_per_turn, 1, 1024)) return {"reactor", EINVAL, "reads_per_turn"};
+  if (auto valid = validate(options.timeouts, "reactor"); !valid) return valid.error();
+  return {};
+}
+
+/// What the core was given, or the defaults where that is invalid: the error is latched and answered before anything is touched.
+ReactorOptions usable_options(const ReactorOptions& given) {
+  return check_options(given).code == 0 ? given : ReactorOptions{};
+}
+
+}  // namespace
+
+/// The user's own sources: timers, watches, signals; and the core's: the mailbox's wake-up, the end of a shutdown's drain.
+struct UserSource final : Source {
+  Task on_due;
+  Callback<void(Readiness)> on_ready;
+  Callback<void(int)> on_signal;
+  int signal_number = 0;
+  bool signal_was_blocked = false;
+  bool registered = false;
+  bool over = false;
+
+  static Source* construct(void* slot) { return ::new (slot) UserSource; }
+};
+
+struct CoreSources {
+  static UserSource& of(Source& source) { return static_cast<UserSource&>(source); }
+
+  static UserSource* make(ReactorCore& core, const SourceOperations& operations) {
+    Source* source = core.take_source(*core.slab_for(sizeof(UserSource), alignof(UserSource), &UserSource::construct));
+    if (source == nullptr) return nullptr;
+    source->operations_ = &operations;
+    of(*source).over = false;
+    return &of(*source);
+  }
+
+  static int add(ReactorCore& core, UserSource& source, int descriptor, Poller::Interest interest) {
+    source.descriptor_ = descriptor;
+    const int error = core.poller.add(source, interest);
+    source.registered = error == 0;
+    return error;
+  }
+
+  static int change(ReactorCore& core, UserSource& source, Poller::Interest interest) { return core.poller.modify(source, interest); }
+
+  static void timer_due(ReactorCore&, Source& source) noexcept { of(source).on_due(); }
+
+  static void watch_ready(ReactorCore&, Source& source, Readiness readiness) noexcept {
+    if (!of(source).over) of(source).on_ready(readiness);
+  }
+
+  static void signal_ready(ReactorCore&, Source& source, Readiness) noexcept {
+    // The descriptor is level-triggered: whatever is pending beyond this one comes in the next turn.
+    if (of(source).over || sys::signal_take(source.descriptor_) < 0) return;
+    of(source).on_signal(of(source).signal_number);
+  }
+
+  static void wake_ready(ReactorCore& core, Source&, Readiness) noexcept { core.take_mail(); }
+
+  static void cancel(ReactorCore& core, Source& source) noexcept {
+    UserSource& user = of(source);
+    user.over = true;
+    core.cancel(user);
+    if (user.registered) core.poller.remove(user);
+    user.registered = false;
+    core.finish_later(user);  // not now: it may be its own callback that cancels
+    if (user.signal_number == 0) return;
+    sys::close(user.descriptor_);
+    sys::signal_restore(user.signal_number, user.signal_was_blocked);
+    user.signal_number = 0;
+  }
+
+  static void finish(ReactorCore& core, Source& source) noexcept {
+    UserSource& user = of(source);
+    // Destroying a callback may destroy what it holds, and that may cancel and create sources: the slot is vacant before.
+    const Task on_due = std::move(user.on_due);
+    const Callback<void(Readiness)> on_ready = std::move(user.on_ready);
+    const Callback<void(int)> on_signal = std::move(user.on_signal);
+    core.give_back(*core.slab_for(sizeof(UserSource), alignof(UserSource), &UserSource::construct), source);
+  }
+
+  static constexpr SourceOperations timer{nullptr, timer_due, nullptr, finish, nullptr, cancel};
+  static constexpr SourceOperations watch{watch_ready, nullptr, nullptr, finish, nullptr, cancel};
+  static constexpr SourceOperations signal{signal_ready, nullptr, nullptr, finish, nullptr, cancel};
+  static constexpr SourceOperations wake{wake_ready, nullptr, nullptr, finish, nullptr, cancel};
+};
+
+// --- the core's life
+
+ReactorCore::ReactorCore(const ReactorOptions& given)
+    : options(usable_options(given)),
+      latched(check_options(given)),
+      poller(options.events_per_wait),
+      wheel(sys::monotonic_now(), options.tick),
+      now(sys::monotonic_now()),
+      receive_buffer(new std::byte[options.receive_buffer_bytes]),
+      gather_buffer(new std::byte[options.gather_buffer_bytes]),
+      reserve_descriptor(sys::reserve_open()),
+      link(std::make_shared<Registration::Link>(Registration::Link{this})),
+      mailbox(std::make_shared<Mailbox::Shared>()) {
+  const auto latch = [this](Error error) {
+    if (latched.code == 0) latched = error;
+  };
+  if (poller.error() != 0) {
+    latch({"reactor", poller.error(), "poller"});
+    return;
+  }
+  if (reserve_descriptor < 0) latch({"reactor", -reserve_descriptor, "reserve descriptor"});
+  mailbox->wake_descriptor = sys::wake_open();
+  if (mailbox->wake_descriptor < 0) {
+    latch({"reactor", -mailbox->wake_descriptor, "mailbox"});
+    return;
+  }
+  UserSource* wake = CoreSources::make(*this, CoreSources::wake);
+  UserSource* timer = CoreSources::make(*this, CoreSources::timer);
+  if (wake == nullptr || timer == nullptr) {
+    latch({"reactor", ENOMEM});
+    return;
+  }
+  wake_source_ = wake;
+  shutdown_timer_ = timer;
+  timer->on_due = [this] { stop_sources(true); };
+  if (const int error = CoreSources::add(*this, *wake, mailbox->wake_descriptor, Poller::Interest::edge_readable); error != 0)
+    latch({"reactor", error, "mailbox"});
+}
+
+ReactorCore::~ReactorCore() {
+  in_turn = true;  // a callback told on the way out can't start another turn
+  shutting_down = true;
+  stop_sources(true);
+  // Every life that ends may end or cancel others from its on_close; nothing new can begin, so this comes to an end.
+  while (flush_round() | finish_round()) {
+  }
+  for (auto& slab : slabs_)
+    slab->for_each_taken([this](Source& source) { source.operations_->cancel(*this, source); });
+  while (finish_round()) {
+  }
+  std::vector<Task> undone;
+  {
+    const std::lock_guard guard(mailbox->lock);
+    if (mailbox->wake_descriptor >= 0) sys::close(mailbox->wake_descriptor);
+    mailbox->wake_descriptor = -1;
+    undone.swap(mailbox->tasks);
+  }
+  undone.clear();
+  tasks_.clear();
+  while (finish_round()) {  // what the tasks held
+  }
+  link->core = nullptr;
+  if (reserve_descriptor >= 0) sys::close(reserve_descriptor);
+}
+
+Result<void> ReactorCore::usable(const char* operation) const {
+  if (latched.code != 0) return latched;
+  if (shutting_down) return Error{operation, ESHUTDOWN};
+  return {};
+}
+
+// --- slots
+
+SourceSlab* ReactorCore::slab_for(std::size_t slot_bytes, std::size_t alignment, SourceSlab::Construct construct) {
+  const std::size_t rounded = (slot_bytes + alignment - 1) / alignment * alignment;
+  for (auto& slab : slabs_)
+    if (slab->slot_bytes() == rounded && slab->alignment() == alignment && slab->construct() == construct) return slab.get();
+  slabs_.push_back(std::make_unique<SourceSlab>(slot_bytes, alignment, construct));
+  return slabs_.back().get();
+}
+
+Source* ReactorCore::take_source(SourceSlab& slab) {
+  Source* source = slab.take();
+  if (source == nullptr) return nullptr;
+  // Room for every source on every list, so that putting one there later allocates nothing.
+  if (++slots_ > ready_list.capacity()) {
+    for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_}) list->reserve(2 * slots_ + 64);
+  }
+  return source;
+}
+
+void ReactorCore::give_back(SourceSlab& slab, Source& source) {
+  --slots_;
+  slab.give_back(source);
+}
+
+// --- a turn
+
+Result<void> ReactorCore::run() {
+  if (in_turn || running) return Error{"run", EBUSY};
+  running = true;
+  stop_requested = false;
+  Result<void> outcome;
+  while (!stop_requested && !(shutting_down && alive() == 0)) {
+    outcome = turn(Duration::max());
+    if (!outcome) break;
+  }
+  running = false;
+  stop_requested = false;
+  return outcome;
+}
+
+Result<void> ReactorCore::turn(Duration at_most) {
+  if (in_turn) return Error{"run", EBUSY};
+  if (at_most < Duration::zero()) return Error{"run", EINVAL, "at_most is negative"};
+  if (latched.code != 0) return latched;
+  if (!running) clock_is_old_ = true;
+  owner = std::this_thread::get_id();
+  in_turn = true;
+  ++counters.turns;
+
+  const Duration limit = wait_limit(at_most);
+  const Instant wanted_end = limit < Duration::zero() ? never_due : now + limit;
+  const int count = poller.wait(limit);
+  const Instant woken = read_clock();
+  Duration delay = std::max(woken - wanted_end, Duration::zero());
+  if (count < 0 && count != -EINTR) {
+    in_turn = false;
+    return Error{"wait", -count};
+  }
+
+  dispatch(std::max(count, 0));
+  advance_timers();
+  run_tasks();
+  flush_and_finish();
+
+  delay += (clock_is_old_ ? read_clock() : now) - woken;
+  clock_is_old_ = false;
+  counters.loop_delay_ns_total += static_cast<std::uint64_t>(delay.count());
+  counters.loop_delay_ns_max = std::max(counters.loop_delay_ns_max, static_cast<std::uint64_t>(delay.count()));
+  in_turn = false;
+  return {};
+}
+
+Duration ReactorCore::wait_limit(Duration at_most) {
+  if (!ready_list.empty() || !tasks_.empty() || !flush_list.empty() || !finish_list.empty() || stop_requested) return Duration::zero();
+  const Instant next = wheel.next_expiry();
+  if (next == never_due) return at_most == Duration::max() ? Duration(-1) : at_most;
+  if (clock_is_old_) read_clock();
+  return std::min(at_most, std::max(next - now, Duration::zero()));
+}
+
+void ReactorCore::dispatch(int count) {
+  counters.events += static_cast<std::uint64_t>(count);
+  ready_now_.swap(ready_list);
+  for (int index = 0; index < count; ++index) {
+    const auto [source, readiness] = poller.event(index);
+    if (source == nullptr) {
+      ++counters.stale_events;
+      continue;
+    }
+    if (stop_requested) [[unlikely]] {
+      ready_later(*source, readiness);
+      continue;
+    }
+    source->operations_->ready(*this, *source, readiness);
+    dispatched();
+  }
+  for (const Listed& entry : ready_now_) {
+    Source* source = unlist(entry, listed_ready);
+    if (source == nullptr) continue;
+    if (stop_requested) [[unlikely]] {
+      ready_later(*source, entry.readiness);
+      continue;
+    }
+    source->operations_->ready(*this, *source, entry.readiness);
+    dispatched();
+  }
+  ready_now_.clear();
+  read_clock();
+}
+
+void ReactorCore::advance_timers() {
+  wheel.advance(now);
+  while (TimerNode* node = wheel.take_due()) {
+    Source& source = source_of(*node);
+    ++counters.timers_fired;
+    clock_is_old_ = true;
+    source.operations_->due(*this, source);
+    dispatched();
+  }
+}
+
+void ReactorCore::run_tasks() {
+  if (tasks_.empty()) return;
+  clock_is_old_ = true;
+  tasks_now_.swap(tasks_);
+  for (Task& task : tasks_now_) {
+    ++counters.tasks_run;
+    task();
+  }
+  tasks_now_.clear();
+}
+
+void ReactorCore::flush_and_finish() {
+  // A callback told here may write to, and end, other connections. The bound keeps two that end each other's successors from
+  // holding the turn for ever; what is left then makes the next turn not wait.
+  for (int round = 0; round < 8; ++round)
+    if (!(flush_round() | finish_round())) return;
+}
+
+bool ReactorCore::flush_round() {
+  if (flush_list.empty()) return false;
+  clock_is_old_ = true;
+  flush_now_.swap(flush_list);
+  for (const Listed& entry : flush_now_)
+    if (Source* source = unlist(entry, listed_flush); source != nullptr) source->operations_->flush(*this, *source);
+  flush_now_.clear();
+  return true;
+}
+
+bool ReactorCore::finish_round() {
+  if (finish_list.empty()) return false;
+  read_clock();  // no stamp may be owed to a slot that is given back
+  clock_is_old_ = true;
+  finish_now_.swap(finish_list);
+  for (const Listed& entry : finish_now_)
+    if (Source* source = unlist(entry, listed_finish); source != nullptr) source->operations_->finish(*this, *source);
+  finish_now_.clear();
+  return true;
+}
+
+Result<void> ReactorCore::post(Task task) {
+  if (!task) return Error{"post", EINVAL, "empty task"};
+  if (latched.code != 0) return latched;
+  tasks_.push_back(std::move(task));
+  return {};
+}
+
+void ReactorCore::take_mail() {
+  ++counters.wakeups;
+  const std::lock_guard guard(mailbox->lock);
+  for (Task& task : mailbox->tasks) tasks_.push_back(std::move(task));
+  mailbox->tasks.clear();
+  if (mailbox->stop_requested) stop();
+  mailbox->stop_requested = false;
+}
+
+// --- ending
+
+void ReactorCore::stop() {
+  if (running) stop_requested = true;
+}
+
+Result<void> ReactorCore::shutdown(Duration drain) {
+  if (latched.code != 0) return latched;
+  if (drain < Duration::zero() || drain > longest_timeout) return Error{"shutdown", EINVAL, "drain out of range"};
+  shutting_down = true;
+  stop_sources(drain == Duration::zero());
+  arm(*shutdown_timer_, read_clock() + drain);
+  return {};
+}
+
+void ReactorCore::stop_sources(bool at_once) {
+  for (auto& slab : slabs_)
+    slab->for_each_taken([this, at_once](Source& source) {
+      if (source.operations_->stop != nullptr) source.operations_->stop(*this, source, at_once);
+    });
+}
+
+// --- the facade
+
+Reactor::Reactor(const ReactorOptions& options) : core_(std::make_unique<ReactorCore>(options)) {}
+Reactor::~Reactor() = default;
+
+Result<void> Reactor::run() { return core_->run(); }
+Result<void> Reactor::turn(Duration at_most) { return core_->turn(at_most); }
+void Reactor::stop() { core_->stop(); }
+Result<void> Reactor::shutdown(Duration drain) { return core_->shutdown(drain); }
+Instant Reactor::now() const { return sys::monotonic_now(); }
+Mailbox Reactor::mailbox() const { return Mailbox(core_->mailbox); }
+Result<void> Reactor::post(Task task) { return core_->post(std::move(task)); }
+const ReactorCounters& Reactor::counters() const { return core_->counters; }
+
+Result<Watch> Reactor::watch(int descriptor, WatchFor wanted, Callback<void(Readiness)> callback) {
+  if (core_->latched.code != 0) return core_->latched;
+  if (!callback) return Error{"watch", EINVAL, "empty callback"};
+  UserSource* source = CoreSources::make(*core_, CoreSources::watch);
+  if (source == nullptr) return Error{"watch", ENOMEM};
+  source->on_ready = std::move(callback);
+  Watch watch(core_->link, source);
+  constexpr Poller::Interest interests[] = {Poller::Interest::readable, Poller::Interest::writable, Poller::Interest::both};
+  const int error = CoreSources::add(*core_, *source, descriptor, interests[static_cast<std::size_t>(wanted)]);
+  if (error != 0) return Error{"watch", error};
+  return watch;
+}
+
+Result<void> Watch::change(WatchFor wanted) {
+  if (source() == nullptr) return Error{"watch", ECANCELED};
+  constexpr Poller::Interest interests[] = {Poller::Interest::readable, Poller::Interest::writable, Poller::Interest::both};
+  const int error = CoreSources::change(*core(), CoreSources::of(*source()), interests[static_cast<std::size_t>(wanted)]);
+  if (error != 0) return Error{"watch", error};
+  return {};
+}
+
+Result<Watch> Reactor::on_signal(int signal_number, Callback<void(int)> callback) {
+  if (core_->latched.code != 0) return core_->latched;
+  if (!callback) return Error{"on_signal", EINVAL, "empty callback"};
+  bool was_blocked = false;
+  const int descriptor = sys::signal_open(signal_number, was_blocked);
+  if (descriptor < 0) return Error{"on_signal", -descriptor};
+  UserSource* source = CoreSources::make(*core_, CoreSources::signal);
+  if (source == nullptr) {
+    sys::close(descriptor);
+    sys::signal_restore(signal_number, was_blocked);
+    return Error{"on_signal", ENOMEM};
+  }
+  source->on_signal = std::move(callback);
+  source->signal_number = signal_number;
+  source->signal_was_blocked = was_blocked;
+  Watch watch(core_->link, source);
+  if (const int error = CoreSources::add(*core_, *source, descriptor, Poller::Interest::readable); error != 0)
+    return Error{"on_signal", error};
+  return watch;
+}
+
+// --- registrations
+
+Registration::Registration(std::shared_ptr<Link> link, Source* source)
+    : link_(std::move(link)), source_(source), generation_(source == nullptr ? 0 : source->generation()) {}
+
+Registration::Registration(Registration&& other) noexcept
+    : link_(std::move(other.link_)), source_(std::exchange(other.source_, nullptr)), generation_(other.generation_) {}
+
+Registration& Registration::operator=(Registration&& other) noexcept {
+  if (this == &other) return *this;
+  cancel();
+  link_ = std::move(other.link_);
+  source_ = std::exchange(other.source_, nullptr);
+  generation_ = other.generation_;
+  return *this;
+}
+
+Source* Registration::source() const {
+  if (core() == nullptr || source_ == nullptr || source_->generation() != generation_) return nullptr;
+  return source_;
+}
+
+void Registration::cancel() {
+  Source* live = source();
+  source_ = nullptr;
+  if (live != nullptr) live->operations_->cancel(*core(), *live);
+}
+
+Timer::Timer(Reactor& reactor, Task callback)
+    : Registration(reactor.core_->link, callback ? CoreSources::make(*reactor.core_, CoreSources::timer) : nullptr) {
+  if (source() != nullptr) CoreSources::of(*source()).on_due = std::move(callback);
+}
+
+Result<void> Timer::arm_after(Duration delay) {
+  if (source() == nullptr) return Error{"arm timer", ECANCELED};
+  if (delay < Duration::zero() || delay > longest_timeout) return Error{"arm timer", EINVAL, "delay out of range"};
+  return arm_at(sys::monotonic_now() + delay);
+}
+
+Result<void> Timer::arm_at(Instant due) {
+  if (source() == nullptr) return Error{"arm timer", ECANCELED};
+  core()->arm(*source(), due);
+  return {};
+}
+
+void Timer::disarm() {
+  if (source() != nullptr) core()->cancel(*source());
+}
+
+bool Timer::armed() const { return source() != nullptr && source()->armed(); }
+
+}  // namespace vigil

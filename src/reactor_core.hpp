@@ -1,0 +1,157 @@
+// What a reactor is made of, for the layers that stand on it. Users see only include/vigil/reactor.hpp.
+//
+// Thread: the reactor's, except Mailbox::Shared. The core owns every slot (through its slabs); facades own registrations.
+//
+// Stamps: the time a byte was received is taken after the fact. A receive notes where its stamp is to be stored (stamp_soon), and
+// the next reading of the clock, at most a few sources later, stores it. A stamp is therefore never earlier than its byte, so that
+// no deadline counted from it can fire early, and a message costs a store instead of a clock reading.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "epoll_poller.hpp"
+#include "send_queue.hpp"
+#include "source_slab.hpp"
+#include "sys/sys.hpp"
+#include "vigil/mailbox.hpp"
+#include "vigil/reactor.hpp"
+#include "vigil/timer_wheel.hpp"
+
+namespace vigil {
+
+/// What posting threads and the reactor share. The lock is taken per post and per batch of tasks, never per message.
+struct Mailbox::Shared {
+  std::mutex lock;
+  std::vector<Task> tasks;
+  int wake_descriptor = -1;  // -1 once the reactor is gone
+  bool stop_requested = false;
+  std::uint64_t wakeups = 0;
+};
+
+struct ReactorCore {
+  explicit ReactorCore(const ReactorOptions& given);
+  ~ReactorCore();
+  ReactorCore(const ReactorCore&) = delete;
+  ReactorCore& operator=(const ReactorCore&) = delete;
+
+  // --- time
+  /// Reads the clock and stores every stamp asked for since the last reading.
+  Instant read_clock() {
+    now = sys::monotonic_now();
+    for (std::size_t index = 0; index < stamps_wanted; ++index) *stamps[index] = now;
+    stamps_wanted = 0;
+    return now;
+  }
+  /// `*stamp` gets the time of the next clock reading. It must stay where it is until then (slots do: they are reclaimed later).
+  void stamp_soon(Instant* stamp) { stamps[stamps_wanted++] = stamp; }
+  /// After each dispatched source: keeps stamps from growing old, and room for the next source's.
+  void dispatched() {
+    if (stamps_wanted == stamps.size()) read_clock();
+  }
+
+  // --- sources
+  /// A vacant source of this layout, with room on every list; null: out of memory.
+  [[nodiscard]] SourceSlab* slab_for(std::size_t slot_bytes, std::size_t alignment, SourceSlab::Construct construct);
+  [[nodiscard]] Source* take_source(SourceSlab& slab);
+  void give_back(SourceSlab& slab, Source& source);
+  [[nodiscard]] bool reserve_lists();
+
+  void ready_later(Source& source, Readiness readiness) { enlist(ready_list, source, listed_ready, readiness); }
+  void flush_later(Source& source) { enlist(flush_list, source, listed_flush, {}); }
+  void finish_later(Source& source) { enlist(finish_list, source, listed_finish, {}); }
+
+  void arm(Source& source, Instant due) { wheel.arm(source, due); }
+  void cancel(Source& source) { wheel.cancel(source); }
+  static Source& source_of(TimerNode& node) { return static_cast<Source&>(node); }
+
+  // --- the gather buffer: small sends of the source being dispatched, until its dispatch ends
+  [[nodiscard]] bool gathers_for(const Source& source) const { return gathering == &source; }
+
+  // --- phases
+  [[nodiscard]] Result<void> turn(Duration at_most);
+  [[nodiscard]] Result<void> run();
+  [[nodiscard]] Result<void> post(Task task);
+  void stop();
+  [[nodiscard]] Result<void> shutdown(Duration drain);
+  void stop_sources(bool at_once);
+  /// Errors latched by the constructor, then what a call from a wrong moment answers.
+  [[nodiscard]] Result<void> usable(const char* operation) const;
+  [[nodiscard]] std::uint64_t alive() const { return counters.opened - counters.closed; }
+  void assert_thread() const { assert(owner == std::this_thread::get_id()); }
+
+  static ReactorCore& of(Reactor& reactor) { return *reactor.core_; }
+
+  ReactorOptions options;
+  Error latched;  // code 0: none
+  Poller poller;
+  TimerWheel wheel;
+  Instant now;
+  std::array<Instant*, 8> stamps;
+  std::size_t stamps_wanted = 0;
+
+  std::unique_ptr<std::byte[]> receive_buffer;
+  std::unique_ptr<std::byte[]> gather_buffer;
+  std::size_t gathered = 0;
+  const Source* gathering = nullptr;
+  SendChunkPool chunks;
+  ReactorCounters counters;
+
+  bool in_turn = false;
+  bool running = false;
+  bool stop_requested = false;
+  bool shutting_down = false;
+  int reserve_descriptor = -1;
+  std::shared_ptr<Registration::Link> link;
+  std::shared_ptr<Mailbox::Shared> mailbox;
+
+ private:
+  struct Listed {
+    Source* source;
+    std::uint32_t generation;
+    Readiness readiness;
+  };
+  static constexpr std::uint8_t listed_ready = 1, listed_flush = 2, listed_finish = 4;
+
+  // Never allocates: take_source() reserved room for every source on every list.
+  static void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark, Readiness readiness) {
+    if ((source.lists_ & mark) != 0) return;
+    source.lists_ |= mark;
+    list.push_back({&source, source.generation_, readiness});
+  }
+  /// Takes `entry` off its list: its source, or null if that life is over.
+  static Source* unlist(const Listed& entry, std::uint8_t mark) {
+    if (entry.source->generation_ != entry.generation) return nullptr;
+    entry.source->lists_ = static_cast<std::uint8_t>(entry.source->lists_ & ~mark);
+    return entry.source;
+  }
+
+  [[nodiscard]] Duration wait_limit(Duration at_most);
+  void dispatch(int count);
+  void advance_timers();
+  void run_tasks();
+  void flush_and_finish();
+  bool flush_round();
+  bool finish_round();
+  void take_mail();
+
+  std::vector<std::unique_ptr<SourceSlab>> slabs_;
+  std::size_t slots_ = 0;
+  std::vector<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
+  std::vector<Task> tasks_, tasks_now_;
+  bool clock_is_old_ = true;
+  std::thread::id owner = std::this_thread::get_id();
+  Source* wake_source_ = nullptr;
+  Source* shutdown_timer_ = nullptr;
+
+  friend struct CoreSources;
+};
+
+}  // namespace vigil
