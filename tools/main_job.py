@@ -167,10 +167,10 @@ def connect_to_a_closed_port(probe):
 
 
 def readable(nanoseconds):
-    for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}" if nanoseconds < 1000 * size else f"{nanoseconds / size:.0f} {unit}"
-    return f"{nanoseconds} ns"
+    if nanoseconds >= 1e9:
+        return f"{nanoseconds / 1e9:.3f} s"
+    unit, size = ("ms", 1e6) if nanoseconds >= 1e6 else ("µs", 1e3)
+    return f"{nanoseconds / size:.3g} {unit}" if nanoseconds < 1000 * size else f"{nanoseconds / size:.0f} {unit}"
 
 
 def print_table(rows):
