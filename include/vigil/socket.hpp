@@ -146,8 +146,8 @@ class Socket {
 
 struct Accepted {
   AcceptOutcome outcome = AcceptOutcome::failed;
-  Socket socket;  ///< non-blocking, close-on-exec
-  Address peer;
+  Socket socket{};  ///< non-blocking, close-on-exec
+  Address peer{};
   Error error{};  ///< code 0 unless failed
 };
 
@@ -222,8 +222,8 @@ struct KeepAlive {
 };
 
 struct SocketOptions {
-  bool no_delay = true;                 ///< TCP_NODELAY; no meaning for a Unix socket, where it is ignored
-  std::optional<KeepAlive> keep_alive;  ///< nothing: leave it as it is (off, unless inherited)
+  bool no_delay = true;                   ///< TCP_NODELAY; no meaning for a Unix socket, where it is ignored
+  std::optional<KeepAlive> keep_alive{};  ///< nothing: leave it as it is (off, unless inherited)
   Duration user_timeout{};    ///< how long bytes may stay unacknowledged (TCP_USER_TIMEOUT); 0: the system's own. 1 ms to 24 days
   int send_buffer_bytes = 0;  ///< 0: the system's own, which tunes itself. At most 1 GiB; the kernel has a lower limit
   int receive_buffer_bytes = 0;  ///< the same; on a listener, before it listens, so that the window scales

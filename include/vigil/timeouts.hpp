@@ -56,8 +56,13 @@ class Timeout {
   static constexpr std::int64_t saturated(std::chrono::duration<Representation, Period> duration) {
     using PerTick = std::ratio_divide<Period, std::nano>;
     if constexpr (std::numeric_limits<Representation>::is_integer && PerTick::den == 1) {
-      if (duration.count() > 0 && static_cast<std::uintmax_t>(duration.count()) > longest / PerTick::num) return longest;
-      if (duration.count() < 0 && duration.count() < invalid / PerTick::num) return invalid;
+      if constexpr (std::numeric_limits<Representation>::is_signed) {
+        const std::intmax_t count = duration.count();
+        if (count > longest / PerTick::num) return longest;
+        if (count < invalid / PerTick::num) return invalid;
+      } else if (static_cast<std::uintmax_t>(duration.count()) > static_cast<std::uintmax_t>(longest / PerTick::num)) {
+        return longest;
+      }
       return static_cast<std::int64_t>(duration.count()) * PerTick::num;
     } else {
       // Finer than a nanosecond, an odd period, or floating point: long double is wide enough, and what it rounds off lies far
@@ -95,12 +100,12 @@ inline constexpr std::size_t deadline_count = static_cast<std::size_t>(Deadline:
 
 /// One Timeout for each kind of deadline. Valid: 1 ms to 10 years, `never` (except for drain), or `inherit`.
 struct Timeouts {
-  Timeout connect;
-  Timeout accept;
-  Timeout first_byte;
-  Timeout receive;
-  Timeout send;
-  Timeout drain;
+  Timeout connect{};
+  Timeout accept{};
+  Timeout first_byte{};
+  Timeout receive{};
+  Timeout send{};
+  Timeout drain{};
 
   [[nodiscard]] Timeout& of(Deadline kind);
   [[nodiscard]] const Timeout& of(Deadline kind) const;
