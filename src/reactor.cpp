@@ -273,7 +273,8 @@ void ReactorCore::dispatch(int count) {
     source->operations_->ready(*this, *source, readiness);
     dispatched();
   }
-  for (const Listed& entry : ready_now_) {
+  for (std::size_t index = 0; index < ready_now_.size(); ++index) {  // by index: a callback may make the lists grow
+    const Listed entry = ready_now_[index];
     Source* source = unlist(entry, listed_ready);
     if (source == nullptr) continue;
     if (stop_requested) [[unlikely]] {
@@ -320,8 +321,10 @@ bool ReactorCore::flush_round() {
   if (flush_list.empty()) return false;
   clock_is_old_ = true;
   flush_now_.swap(flush_list);
-  for (const Listed& entry : flush_now_)
-    if (Source* source = unlist(entry, listed_flush); source != nullptr) source->operations_->flush(*this, *source);
+  for (std::size_t index = 0; index < flush_now_.size(); ++index) {
+    Source* source = unlist(flush_now_[index], listed_flush);
+    if (source != nullptr) source->operations_->flush(*this, *source);
+  }
   flush_now_.clear();
   return true;
 }
@@ -331,8 +334,10 @@ bool ReactorCore::finish_round() {
   read_clock();  // no stamp may be owed to a slot that is given back
   clock_is_old_ = true;
   finish_now_.swap(finish_list);
-  for (const Listed& entry : finish_now_)
-    if (Source* source = unlist(entry, listed_finish); source != nullptr) source->operations_->finish(*this, *source);
+  for (std::size_t index = 0; index < finish_now_.size(); ++index) {
+    Source* source = unlist(finish_now_[index], listed_finish);
+    if (source != nullptr) source->operations_->finish(*this, *source);
+  }
   finish_now_.clear();
   return true;
 }

@@ -518,9 +518,11 @@ Received receive(Socket& socket, Buffer buffer) { return receive_within(socket, 
 Received receive(int descriptor, Buffer buffer) { return receive_within(descriptor, buffer, ask_once); }
 
 Received receive_within(Socket& socket, Buffer buffer, Timeout timeout) {
-  if (!buffer.empty() && socket.receive_finished_) return {ReceiveOutcome::finished, 0, {}};
-  if (!buffer.empty() && socket.receive_error_ != 0) return receive_failure(socket.receive_error_);
-  return socket.latch(receive_within(socket.descriptor_, buffer, timeout.is_inherit() ? socket.timeouts_.receive : timeout));
+  if (timeout.is_inherit()) timeout = socket.timeouts_.receive;
+  const bool arguments_hold = !buffer.empty() && is_usable(timeout);
+  if (arguments_hold && socket.receive_finished_) return {ReceiveOutcome::finished, 0, {}};
+  if (arguments_hold && socket.receive_error_ != 0) return receive_failure(socket.receive_error_);
+  return socket.latch(receive_within(socket.descriptor_, buffer, timeout));
 }
 
 Received receive_within(int descriptor, Buffer buffer, Timeout timeout) {
@@ -546,8 +548,10 @@ Sent send(Socket& socket, Bytes bytes) { return send_within(socket, bytes, ask_o
 Sent send(int descriptor, Bytes bytes) { return send_within(descriptor, bytes, ask_once); }
 
 Sent send_within(Socket& socket, Bytes bytes, Timeout timeout) {
-  if (!bytes.empty() && socket.send_error_ != 0) return send_failure(socket.send_error_, 0);
-  return socket.latch(send_within(socket.descriptor_, bytes, timeout.is_inherit() ? socket.timeouts_.send : timeout));
+  if (timeout.is_inherit()) timeout = socket.timeouts_.send;
+  const bool arguments_hold = !bytes.empty() && is_usable(timeout);
+  if (arguments_hold && socket.send_error_ != 0) return send_failure(socket.send_error_, 0);
+  return socket.latch(send_within(socket.descriptor_, bytes, timeout));
 }
 
 Sent send_within(int descriptor, Bytes bytes, Timeout timeout) {
@@ -608,11 +612,13 @@ Connected connect(Socket& socket, const Address& address) { return connect_withi
 Connected connect(int descriptor, const Address& address) { return connect_within(descriptor, address, ask_once); }
 
 Connected connect_within(Socket& socket, const Address& address, Timeout timeout) {
+  if (timeout.is_inherit()) timeout = socket.timeouts_.connect;
+  if (!is_usable(timeout)) return connect_refusal(EINVAL, timeout_out_of_range);
   if (socket.answer_) return *socket.answer_;
   // A receive or send was told the answer to the attempt: the kernel has forgotten it.
   if (socket.receive_error_ != 0) return connect_answer(socket.receive_error_);
   if (socket.send_error_ != 0) return connect_answer(socket.send_error_);
-  return socket.latch(connect_within(socket.descriptor_, address, timeout.is_inherit() ? socket.timeouts_.connect : timeout));
+  return socket.latch(connect_within(socket.descriptor_, address, timeout));
 }
 
 Connected connect_within(int descriptor, const Address& address, Timeout timeout) {

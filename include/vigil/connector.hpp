@@ -54,10 +54,9 @@ class ConnectorBase {
 
  private:
   ReactorCore* core_;
-  ConnectionPolicy* policy_;
-  Error latched_;
   ConnectorOptions options_;
-  Callback<void(void*, Connection&)> construct_;
+  Setup setup_;
+  ConnectionPolicy* policy_ = nullptr;
 };
 
 template <class Handler>

@@ -15,7 +15,7 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
+#include <new>
 #include <string_view>
 #include <type_traits>
 #include <utility>
@@ -73,18 +73,19 @@ class ListenerBase {
   /// Stops accepting and closes the socket; its connections live on. It may listen again.
   void close();
 
- protected:
+  /// What the typed listener knows and the rest of it needs.
   struct Setup {
     const HandlerThunks* handler;
     Callback<void(void* storage, Connection&)> construct;
     void* events;
     const ListenerEventThunks* event_thunks;
   };
+
+ protected:
   ListenerBase(Reactor& reactor, const ListenerOptions& options, Setup setup);
   ~ListenerBase();
 
  private:
-  friend struct ListenerSource;
   Registration source_;
 };
 

@@ -80,6 +80,7 @@ class Registration {
 
  protected:
   friend class Reactor;
+  friend class ListenerBase;
   friend struct ReactorCore;
   struct Link {
     ReactorCore* core;  ///< null once the reactor is gone

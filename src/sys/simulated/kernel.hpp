@@ -1,7 +1,8 @@
 // A kernel made of C++: one function for every call of the seam. Who implements it decides what the library sees of the world.
 //
-// Thread: one. The kernel is installed for the calling thread, on which everything that uses it runs; there are no other threads in
-// a simulated world. Ownership: the installer's; it must outlive every reactor and socket that was made while it was installed.
+// Thread: one. The kernel is installed for the calling thread, on which everything that uses it runs; there are no other threads
+// in a simulated world. Ownership: the installer's; it must outlive every reactor and socket that was made while it was
+// installed.
 //
 // The calls, their answers and their errors are those of sys/sys.hpp, word for word. How readiness is told (the epoll calls) is
 // kept in a group of its own, so that another way of telling it can stand beside: what a socket's state is has no part in it.

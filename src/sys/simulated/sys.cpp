@@ -9,8 +9,8 @@
 
 namespace vigil::sys {
 
-// Defined here, in the object that install() is in: a program that installs a kernel and takes any other object of the library from
-// the real one does not link.
+// Defined here, in the object that install() is in: a program that installs a kernel and takes any other object of the library
+// from the real one does not link.
 extern const char* const implementation;
 const char* const implementation = "simulated";
 

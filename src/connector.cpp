@@ -1,0 +1,49 @@
+#include "vigil/connector.hpp"
+
+#include <cerrno>
+#include <utility>
+
+#include "connection_life.hpp"
+#include "socket_calls.hpp"
+
+namespace vigil {
+
+ConnectorBase::ConnectorBase(Reactor& reactor, const ConnectorOptions& options, Setup setup)
+    : core_(&ReactorCore::of(reactor)), options_(options), setup_(std::move(setup)) {}
+
+ConnectorBase::~ConnectorBase() { ConnectionPolicy::release(policy_); }
+
+Result<ConnectionHandle> ConnectorBase::connect(std::string_view address) {
+  auto parsed = Address::parse(address);
+  if (!parsed) return parsed.error();
+  return connect(*parsed);
+}
+
+Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
+  if (auto usable = core_->usable("connect"); !usable) return usable.error();
+  const BacklogBounds bounds{options_.backlog_bytes_max, options_.backlog_high_mark_bytes, options_.backlog_low_mark_bytes};
+  if (auto made = refresh_policy(policy_, *core_, *setup_.handler, bounds, options_.timeouts, "connect"); !made) return made.error();
+  if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();
+  if (address.is_ip() && address.port() == 0) return Error{"connect", EINVAL, "port 0"};
+  const auto target = resolve(address, "connect");
+  if (!target) return target.error();
+
+  auto socket = open_socket(address.family());
+  if (!socket) return Error{"connect", socket.error().code, "socket"};
+  if (auto applied = apply(socket->descriptor(), options_.socket, address.is_ip()); !applied) return applied.error();
+  const int inline_urgent = 1;  // as a listener's: no urgent byte is lost
+  if (address.is_ip())
+    (void)sys::set_option(socket->descriptor(), SOL_SOCKET, SO_OOBINLINE, &inline_urgent, sizeof inline_urgent);
+  if (options_.source)
+    if (auto bound = bind(*socket, *options_.source); !bound) return Error{"connect", bound.error().code, "source address"};
+
+  Connection* connection =
+      ConnectionLife::begin(*policy_, socket->descriptor(), peer_from(target->get(), target->length), address.is_ip());
+  if (connection == nullptr) return Error{"connect", ENOMEM};
+  const int descriptor = socket->release();
+  ConnectionLife::build_handler(*connection, setup_.construct);
+  ConnectionLife::connecting(*connection, uninterrupted([&] { return sys::connect(descriptor, target->get(), target->length); }));
+  return connection->handle();
+}
+
+}  // namespace vigil
