@@ -25,8 +25,8 @@
 namespace vigil {
 
 struct ConnectorOptions {
-  Timeouts timeouts;       ///< the connector's layer of defaults
-  SocketOptions socket;    ///< set on each socket before it connects
+  Timeouts timeouts{};    ///< the connector's layer of defaults
+  SocketOptions socket{}; ///< set on each socket before it connects
   std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< as ListenerOptions
   std::size_t backlog_high_mark_bytes = 1024 * 1024;
   std::size_t backlog_low_mark_bytes = 256 * 1024;

@@ -36,7 +36,7 @@ struct ReactorCore;
 class Reactor;
 
 struct ReactorOptions {
-  Timeouts timeouts;                            ///< the reactor's layer of defaults: nearer than the process's
+  Timeouts timeouts{};                         ///< the reactor's layer of defaults: nearer than the process's
   Duration tick = std::chrono::milliseconds(1);  ///< grid of the timer wheel: 100 µs to 1 s. Deadlines are late by up to one tick
   std::size_t receive_buffer_bytes = 64 * 1024;  ///< one buffer for all connections: the most a single on_receive is given; 1 KiB to 16 MiB
   std::size_t gather_buffer_bytes = 64 * 1024;   ///< small sends of one dispatch leave together; 1 KiB to 16 MiB
