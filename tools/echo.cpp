@@ -1,0 +1,277 @@
+// vigil-echo: sends back what it receives, and tells how every connection ended.
+#include <cstdio>
+#include <deque>
+#include <limits>
+#include <vector>
+
+#include "command_line.hpp"
+#include "event_report.hpp"
+#include "flood.hpp"
+#include "interruption.hpp"
+#include "line_output.hpp"
+#include "readable.hpp"
+#include "vigil/vigil.hpp"
+
+namespace {
+
+using namespace vigil;
+using namespace vigil::tools;
+using namespace std::chrono_literals;
+
+struct Settings {
+  Address address;
+  ListenerOptions listener;
+  std::size_t message_bytes = 0;  // 0: as the bytes come
+  Duration reply_delay{};
+  bool flood = false;
+  Duration stats{};
+  bool json = false;
+};
+
+/// What all connections share.
+struct Service {
+  const Settings& settings;
+  Reactor& reactor;
+  EventReport& report;
+  std::uint64_t last_id = 0;
+};
+
+/// What every kind of connection does: it has an id, and its beginning and end are told.
+struct Told {
+  explicit Told(Service& shared) : service(&shared), id(++shared.last_id) {}
+
+  void on_open(Connection& peer) { service->report.opened(id, peer.peer()); }
+  void on_close(Connection& peer, const CloseRecord& why) { service->report.closed(id, peer.peer(), why); }
+
+  Service* service;
+  std::uint64_t id;
+};
+
+struct Echo : Told {
+  using Told::Told;
+  void on_receive(Connection& peer, Bytes bytes) { peer.send(bytes); }
+};
+
+/// Cuts a stream into messages of one size; with size 0 each piece that comes is one.
+class Splitter {
+ public:
+  explicit Splitter(std::size_t size) : size_(size) {}
+
+  template <class Take>
+  void split(Bytes bytes, Take take) {
+    if (size_ == 0) return take(bytes);
+    if (!begun_.empty()) {
+      const Bytes missing = bytes.first(size_ - begun_.size());
+      begun_.insert(begun_.end(), missing.begin(), missing.end());
+      bytes = bytes.without_first(missing.size());
+      if (begun_.size() < size_) return;
+      take(Bytes(begun_));
+      begun_.clear();
+    }
+    for (; bytes.size() >= size_; bytes = bytes.without_first(size_)) take(bytes.first(size_));
+    begun_.assign(bytes.begin(), bytes.end());
+  }
+
+  /// The message that the peer's end has cut off, if there is one.
+  template <class Take>
+  void finish(Take take) {
+    if (!begun_.empty()) take(Bytes(begun_));
+    begun_.clear();
+  }
+
+ private:
+  std::size_t size_;
+  std::vector<std::byte> begun_;
+};
+
+/// One send call for each message.
+struct MessageEcho : Told {
+  explicit MessageEcho(Service& shared) : Told(shared), messages(shared.settings.message_bytes) {}
+
+  void on_receive(Connection& peer, Bytes bytes) {
+    messages.split(bytes, [&peer](Bytes message) { peer.send(message); });
+  }
+  void on_peer_finished(Connection& peer) {
+    messages.finish([&peer](Bytes rest) { peer.send(rest); });
+    peer.close();
+  }
+
+  Splitter messages;
+};
+
+/// Each reply waits before it is sent. A peer that finishes meanwhile still gets what it is owed, unless its drain deadline
+/// passes.
+struct DelayedEcho : Told {
+  explicit DelayedEcho(Service& shared) : Told(shared), messages(shared.settings.message_bytes) {}
+
+  void on_open(Connection& peer) {
+    Told::on_open(peer);
+    timer = Timer(service->reactor, [handle = peer.handle()] { handle->handler<DelayedEcho>().send_due(*handle); });
+  }
+  void on_receive(Connection& peer, Bytes bytes) {
+    messages.split(bytes, [&](Bytes message) { hold(peer, message); });
+  }
+  void on_peer_finished(Connection& peer) {
+    messages.finish([&](Bytes rest) { hold(peer, rest); });
+    finished = true;
+    if (held.empty()) peer.close();
+  }
+
+  struct Reply {
+    Instant due;
+    std::vector<std::byte> bytes;
+  };
+
+  void hold(Connection& peer, Bytes message) {
+    held_bytes += message.size();
+    // What waits here is bounded as the send queue is: a peer that outruns it is ended by the send that passes the bound.
+    const bool too_much = held_bytes > service->settings.listener.backlog_bytes_max;
+    const Instant now = service->reactor.now();
+    held.push_back({too_much ? now : now + service->settings.reply_delay, {message.begin(), message.end()}});
+    if (too_much) {
+      peer.abort();
+    } else if (held.size() == 1) {
+      (void)timer.arm_at(held.front().due);
+    }
+  }
+
+  void send_due(Connection& peer) {
+    const Instant now = service->reactor.now();
+    while (!held.empty() && held.front().due <= now) {
+      held_bytes -= held.front().bytes.size();
+      peer.send(Bytes(held.front().bytes));
+      held.pop_front();
+    }
+    if (!held.empty()) {
+      (void)timer.arm_at(held.front().due);
+    } else if (finished) {
+      peer.close();
+    }
+  }
+
+  Splitter messages;
+  Timer timer;
+  std::deque<Reply> held;
+  std::size_t held_bytes = 0;
+  bool finished = false;
+};
+
+/// Sends as much as the peer takes and ignores what it says.
+struct FloodingEcho : Told {
+  using Told::Told;
+  void on_open(Connection& peer) {
+    Told::on_open(peer);
+    fill(peer);
+  }
+  void on_receive(Connection&, Bytes) {}
+  void on_send_drained(Connection& peer) { fill(peer); }
+  void fill(Connection& peer) { Flood(service->reactor, service->settings.listener.backlog_high_mark_bytes).fill(peer); }
+};
+
+/// What belongs to no connection.
+struct ListenerEvents {
+  EventReport& report;
+
+  void on_accept_timed_out(Duration after) { report.accept_timed_out(after); }
+  void on_accept_paused(const Error& error, Duration retry) { report.accept_paused(error, retry); }
+  void on_accept_resumed(Duration after) { report.accept_resumed(after); }
+  void on_shed(const CloseRecord& record) { report.shed(record); }
+};
+
+int fail(const std::string& what) {
+  std::fprintf(stderr, "vigil-echo: %s\n", what.c_str());
+  return 1;
+}
+
+template <class Handler>
+int serve(Service& service) {
+  ListenerEvents events{service.report};
+  Listener<Handler> listener(
+      service.reactor, service.settings.listener, [&service](Connection&) { return Handler(service); }, events);
+  if (auto bound = listener.listen(service.settings.address); !bound) {
+    return fail(service.settings.address.to_string() + ": " + describe(bound.error()));
+  }
+  auto address = listener.address();
+  if (!address) return fail(describe(address.error()));
+  service.report.listening(*address);
+  if (auto ran = service.reactor.run(); !ran) return fail(describe(ran.error()));
+  return 0;
+}
+
+int serve_as_told(Service& service) {
+  if (service.settings.flood) return serve<FloodingEcho>(service);
+  if (service.settings.reply_delay > Duration::zero()) return serve<DelayedEcho>(service);
+  if (service.settings.message_bytes > 0) return serve<MessageEcho>(service);
+  return serve<Echo>(service);
+}
+
+int run(const Settings& settings) {
+  LineOutput output(STDOUT_FILENO);
+  int status = 0;
+  {
+    Reactor reactor;
+    EventReport report(output, reactor, settings.json ? Format::json : Format::people, 0);
+    const Timeout drain = over(settings.listener.timeouts, default_timeouts()).drain;
+
+    Interruption interruption;
+    const auto stop = [&](bool again) {
+      const std::uint64_t open = reactor.counters().opened - reactor.counters().closed;
+      if (!again && open > 0) {
+        report.remark("stopping: " + grouped(open) + " open connections have " + readable(drain.duration()) +
+                      " to end; once more ends them at once");
+      }
+      (void)reactor.shutdown(again ? Duration::zero() : drain.duration());
+    };
+    if (auto armed = interruption.arm(reactor, output, stop); !armed) return fail(describe(armed.error()));
+
+    Instant stats_due = reactor.now() + settings.stats;
+    Timer stats(reactor, [&] {
+      report.stats(reactor.counters());
+      stats_due = std::max(stats_due + settings.stats, reactor.now());
+      (void)stats.arm_at(stats_due);
+    });
+    if (settings.stats > Duration::zero()) (void)stats.arm_at(stats_due);
+
+    Service service{settings, reactor, report};
+    status = serve_as_told(service);
+    if (status == 0) {
+      if (settings.stats > Duration::zero()) report.stats(reactor.counters());
+      report.remark("stopped: " + grouped(reactor.counters().opened) + " connections opened, " +
+                    grouped(reactor.counters().closed) + " closed");
+    }
+  }
+  return finish_output("vigil-echo", output, status);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Settings settings;
+  settings.address = Address::from_ipv4({127, 0, 0, 1}, 7000);
+  ListenerOptions& listener = settings.listener;
+  std::uint64_t backlog_bytes_max = listener.backlog_bytes_max;
+  std::uint64_t message_bytes = 0;
+
+  CommandLine command_line("vigil-echo", "Sends back what it receives, and tells how every connection ended.");
+  command_line.address("--listen", settings.address, "Listen here (127.0.0.1:7000); port 0: any, told in the first line");
+  add_connection_timeouts(command_line, listener.timeouts);
+  command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
+  command_line.number("--backlog-max", "BYTES", backlog_bytes_max, 1, std::numeric_limits<std::uint32_t>::max(),
+                      "Close a connection that leaves more unread (16777216)");
+  auto* const per_message = command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
+                                                "Messages have this size; each gets a send of its own");
+  auto* const delay = command_line.duration("--reply-delay", settings.reply_delay, 0ms, "Each reply waits this long");
+  command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying")
+      ->excludes(per_message)
+      ->excludes(delay);
+  command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
+  command_line.flag("--json", settings.json, "One JSON object a line");
+  if (const auto status = command_line.parse(argc, argv)) return *status;
+
+  // A bound smaller than the built-in marks moves them below it.
+  listener.backlog_bytes_max = backlog_bytes_max;
+  listener.backlog_high_mark_bytes = std::min(listener.backlog_high_mark_bytes, backlog_bytes_max / 2);
+  listener.backlog_low_mark_bytes = std::min(listener.backlog_low_mark_bytes, listener.backlog_high_mark_bytes / 2);
+  settings.message_bytes = message_bytes;
+  return run(settings);
+}
