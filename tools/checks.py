@@ -149,7 +149,7 @@ class Configuration:
         with Step(f"{self.name}: build") as step:
             self.set_up(step)
             if not step.failure:
-                step.run(["ninja", "-C", self.directory, *targets], BUILD_SECONDS)
+                step.run(["ninja", "--quiet", "-C", self.directory, *targets], BUILD_SECONDS)
 
     def set_up(self, step):
         """Configures a new directory, or one made with other options from scratch."""
