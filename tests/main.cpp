@@ -1,5 +1,6 @@
 // The test programs' main: doctest's, with two rules that hold for every test. A test leaves as many descriptors open as it
-// found, and it ends: one that hangs is named and ends the program instead of keeping everybody waiting.
+// found, and it ends: one that hangs is named and ends the program instead of keeping everybody waiting. When every test has run,
+// the last checks are made (support/last_check.hpp); a run that leaves tests out makes none.
 //
 // VIGIL_TEST_SECONDS sets how long one test may take (120; more under valgrind).
 #define DOCTEST_CONFIG_IMPLEMENT
@@ -15,9 +16,12 @@
 #include <exception>
 #include <string>
 
+#include "support/last_check.hpp"
+
 namespace {
 
 int leaking_tests = 0;
+int failed_last_checks = 0;
 const char* running_test = "";  // read by the signal handler; names are string literals
 unsigned seconds_per_test = 120;
 
@@ -59,9 +63,13 @@ struct HouseRules : doctest::IReporter {
     std::printf("LEAKS: \"%s\" found %d descriptors open and left %d\n", running_test, descriptors_before, descriptors_after);
   }
 
+  void test_run_end(const doctest::TestRunStats& run) override {
+    if (run.numTestCasesPassingFilters != run.numTestCases) return;
+    for (const auto check : vigil::test::last_checks()) failed_last_checks += check();
+  }
+
   void report_query(const doctest::QueryData&) override {}
   void test_run_start() override {}
-  void test_run_end(const doctest::TestRunStats&) override {}
   void test_case_reenter(const doctest::TestCaseData&) override {}
   void test_case_exception(const doctest::TestCaseException&) override {}
   void subcase_start(const doctest::SubcaseSignature&) override {}
@@ -85,5 +93,5 @@ int main(int argc, char** argv) {
   doctest::Context context(argc, argv);
   const int failed = context.run();
   if (context.shouldExit()) return failed;
-  return failed != 0 || leaking_tests > 0 ? 1 : 0;
+  return failed != 0 || leaking_tests > 0 || failed_last_checks > 0 ? 1 : 0;
 }
