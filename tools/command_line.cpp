@@ -108,7 +108,8 @@ Address parse_address(const std::string& option, const std::string& text) {
   if (parsed) return *parsed;
   const std::size_t colon = text.rfind(':');
   const std::string host = text.substr(0, colon);
-  if (!could_be_a_name(host)) throw CLI::ValidationError(option, "'" + text + "': " + detail_of(parsed.error()));
+  if (host == "unix" || !could_be_a_name(host))
+    throw CLI::ValidationError(option, "'" + text + "': " + detail_of(parsed.error()));
   if (colon == std::string::npos) throw CLI::ValidationError(option, "'" + text + "' has no port: write HOST:PORT");
   const std::string port = text.substr(colon + 1);
   const Result<Address> port_alone = Address::parse("0.0.0.0:" + port);

@@ -258,15 +258,16 @@ int main(int argc, char** argv) {
   command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
   command_line.number("--backlog-max", "BYTES", backlog_bytes_max, 1, std::numeric_limits<std::uint32_t>::max(),
                       "Close a connection that leaves more unread (16777216)");
-  auto* const per_message = command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
-                                                "Messages have this size; each gets a send of its own");
-  auto* const delay = command_line.duration("--reply-delay", settings.reply_delay, 0ms, "Each reply waits this long");
-  command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying")
-      ->excludes(per_message)
-      ->excludes(delay);
+  command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
+                      "Messages have this size; each gets a send of its own");
+  command_line.duration("--reply-delay", settings.reply_delay, 0ms, "Each reply waits this long");
+  command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying");
   command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
   command_line.flag("--json", settings.json, "One JSON object a line");
   if (const auto status = command_line.parse(argc, argv)) return *status;
+  if (settings.flood && (message_bytes > 0 || settings.reply_delay > Duration::zero())) {
+    return command_line.refuse("--flood sends no replies: it does not go with --reply-per-message or --reply-delay");
+  }
 
   // A bound smaller than the built-in marks moves them below it.
   listener.backlog_bytes_max = backlog_bytes_max;

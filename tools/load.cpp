@@ -66,7 +66,6 @@ class Client {
     send_some(peer, now);
   }
 
-  [[nodiscard]] std::uint64_t sent() const { return sent_; }
   [[nodiscard]] std::uint64_t on_their_way() const { return sent_ - answered_; }
   /// Hands out when each message began that has begun and was not answered.
   template <class Take>
@@ -140,7 +139,6 @@ class Load {
   std::uint64_t attempts_under_way_ = 0;
   std::uint64_t open_ = 0;
   std::uint64_t on_their_way_ = 0;
-  bool connecting_more_ = false;
 
   Instant first_due_{};
   std::uint64_t released_ = 0;
@@ -195,7 +193,11 @@ void Client::on_close(Connection&, const CloseRecord& why) {
   const bool opened = why.phase != Phase::connecting;
   if (opened) --load_.open_;
   if (load_.stage_ != Load::Stage::ended && !told_wrong_) {
-    load_.failed(to_string(why.reason), "connection " + std::to_string(index_) + ": " + describe(why));
+    // Of an attempt only the cause is of interest: nothing was sent or received yet.
+    const std::string what = opened                  ? describe(why)
+                             : why.error_number != 0 ? describe(Error{why.operation, why.error_number})
+                                                     : meaning(why.reason);
+    load_.failed(to_string(why.reason), "connection " + std::to_string(index_) + ": " + what);
   }
   if (!opened) {
     load_.attempt_ended(false);
@@ -264,7 +266,6 @@ Result<void> Load::run() {
 }
 
 void Load::connect_more() {
-  if (std::exchange(connecting_more_, true)) return;  // an attempt can end inside connect's own turn, never inside the call
   while (stage_ == Stage::connecting && clients_.size() < settings_.connections && attempts_under_way_ < attempts_at_once) {
     auto attempt = connector_.connect(settings_.target);
     if (!attempt) {
@@ -275,7 +276,6 @@ void Load::connect_more() {
     clients_.push_back(*attempt);
     ++attempts_under_way_;
   }
-  connecting_more_ = false;
   if (stage_ == Stage::connecting && attempts_under_way_ == 0 && clients_.size() == settings_.connections) begin();
 }
 

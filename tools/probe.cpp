@@ -21,7 +21,6 @@ enum ExitStatus { accepted_or_ended_orderly = 0, rejected = 1, timed_out = 2, un
 struct Settings {
   Address target;
   ConnectorOptions connector;
-  bool source_given = false;
   bool hold = false;
   bool flood = false;
   bool finish = false;
@@ -62,7 +61,6 @@ struct Probe {
   Reactor& reactor;
   EventReport& report;
   Instant began;
-  bool accepted = false;
   std::optional<ExitStatus> status;
 };
 
@@ -70,7 +68,6 @@ struct ProbeHandler {
   Probe* probe;
 
   void on_open(Connection& peer) {
-    probe->accepted = true;
     if (probe->report.is_json()) probe->report.opened(1, probe->settings.target);
     probe->report.remark(probe->settings.target.to_string() + " accepted after " + readable(probe->reactor.now() - probe->began));
     if (!probe->settings.hold) {
@@ -117,7 +114,7 @@ int run(const Settings& settings) {
   {
     Reactor reactor;
     EventReport report(output, reactor, settings.json ? Format::json : Format::people);
-    Probe probe{settings, reactor, report, reactor.now(), false, std::nullopt};
+    Probe probe{settings, reactor, report, reactor.now(), std::nullopt};
     Connector<ProbeHandler> connector(reactor, settings.connector, [&probe](Connection&) { return ProbeHandler{&probe}; });
     ConnectionHandle connection;
 
@@ -149,11 +146,12 @@ int main(int argc, char** argv) {
   command_line.flag("--hold", settings.hold, "Stay, and tell how the connection ends");
   command_line.timeout("--connect-timeout", connector.timeouts.connect, "Give up an attempt without an answer after this long");
   add_connection_timeouts(command_line, connector.timeouts);
-  auto* const finish = command_line.flag("--finish", settings.finish, "Send our end, then read until the peer's (holds)");
-  command_line.flag("--flood", settings.flood, "Keep the send queue full (holds)")->excludes(finish);
+  command_line.flag("--finish", settings.finish, "Send our end, then read until the peer's (holds)");
+  command_line.flag("--flood", settings.flood, "Keep the send queue full (holds)");
   auto* const from = command_line.address("--source", source, "Connect from this address; port 0: any");
   command_line.flag("--json", settings.json, "One JSON object a line");
   if (const auto status = command_line.parse(argc, argv)) return *status;
+  if (settings.flood && settings.finish) return command_line.refuse("--finish ends what --flood would send: give one of them");
 
   if (*from) {
     if (source.family() != settings.target.family()) return command_line.refuse("--source: not of the same kind as the address");
