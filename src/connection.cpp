@@ -205,6 +205,7 @@ void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
 
 void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
   core.gathering = &connection;
+  core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
   if (readiness.any_of(Readiness::writable)) connection.clear(Connection::stalled);
   receive(core, connection, readiness);
   if (connection.stage_ == Connection::Stage::open) [[likely]] {
@@ -369,10 +370,16 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
     return {};
   }
   if (bytes.empty()) return {};
-  if (direct && (gathers || bytes.size() >= large_piece_bytes)) return send_direct(core, connection, bytes);
+  // A handler that sends until its backlog grows would never return while the peer reads as fast: beyond a budget it does grow.
+  if (direct && (gathers || bytes.size() >= large_piece_bytes) && core.direct_sends_left > 0) return send_direct(core, connection, bytes);
   if (gathers && core.gathered != 0) send_gathered(core, connection);  // what came first leaves first
   if (!enqueue(core, connection, bytes)) return Error{"send", ENOMEM};
-  if (!connection.has(Connection::stalled)) core.flush_later(connection);
+  if (connection.has(Connection::stalled)) return {};
+  if (core.refilling == &connection) {
+    core.ready_later(connection, {Readiness::writable});  // it had its budget of this turn
+  } else {
+    core.flush_later(connection);
+  }
   return {};
 }
 
@@ -383,6 +390,7 @@ Result<void> ConnectionLife::send_direct(ReactorCore& core, Connection& connecti
   const iovec pieces[] = {{core.gather_buffer.get(), gathered}, {const_cast<std::byte*>(bytes.data()), bytes.size()}};
   const std::size_t total = gathered + bytes.size();
   ++core.counters.send_calls;
+  --core.direct_sends_left;
   const ssize_t returned = gathered == 0 ? send_once(connection.descriptor_, bytes.data(), bytes.size())
                                          : send_vector_once(connection.descriptor_, pieces, 2);
   std::size_t taken = 0;
@@ -461,7 +469,9 @@ void ConnectionLife::write_out(ReactorCore& core, Connection& connection) {
     connection.clear(Connection::above_high_mark);
     const HandlerThunks& handler = *connection.policy_->handler;
     if (handler.on_send_drained != nullptr && !connection.has(Connection::closing | Connection::finish_wanted)) {
+      core.refilling = &connection;
       handler.on_send_drained(connection.handler_storage(), connection);
+      core.refilling = nullptr;
       if (connection.stage_ != Connection::Stage::open) return;
     }
   }

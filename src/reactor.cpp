@@ -149,7 +149,7 @@ ReactorCore::~ReactorCore() {
   shutting_down = true;
   stop_sources(true);
   // Every life that ends may end or cancel others from its on_close; nothing new can begin, so this comes to an end.
-  while (flush_round() | finish_round()) {
+  while (flush_and_finish_once()) {
   }
   for (auto& slab : slabs_)
     slab->for_each_taken([this](Source& source) { source.operations_->cancel(*this, source); });
@@ -237,6 +237,7 @@ Result<void> ReactorCore::turn(Duration at_most) {
   }
 
   dispatch(std::max(count, 0));
+  direct_sends_left = direct_sends_per_dispatch;
   advance_timers();
   run_tasks();
   flush_and_finish();
@@ -266,7 +267,8 @@ void ReactorCore::dispatch(int count) {
       ++counters.stale_events;
       continue;
     }
-    if (stop_requested) [[unlikely]] {
+    // Left over from the last turn, too: one dispatch answers both, so that it gets one budget.
+    if (stop_requested || (source->lists_ & listed_ready) != 0) [[unlikely]] {
       ready_later(*source, readiness);
       continue;
     }
@@ -274,14 +276,14 @@ void ReactorCore::dispatch(int count) {
     dispatched();
   }
   for (std::size_t index = 0; index < ready_now_.size(); ++index) {  // by index: a callback may make the lists grow
-    const Listed entry = ready_now_[index];
-    Source* source = unlist(entry, listed_ready);
+    Source* source = unlist(ready_now_[index], listed_ready);
     if (source == nullptr) continue;
+    const Readiness readiness = take_readiness(*source);
     if (stop_requested) [[unlikely]] {
-      ready_later(*source, entry.readiness);
+      ready_later(*source, readiness);
       continue;
     }
-    source->operations_->ready(*this, *source, entry.readiness);
+    source->operations_->ready(*this, *source, readiness);
     dispatched();
   }
   ready_now_.clear();
@@ -314,7 +316,12 @@ void ReactorCore::flush_and_finish() {
   // A callback told here may write to, and end, other connections. The bound keeps two that end each other's successors from
   // holding the turn for ever; what is left then makes the next turn not wait.
   for (int round = 0; round < 8; ++round)
-    if (!(flush_round() | finish_round())) return;
+    if (!flush_and_finish_once()) return;
+}
+
+bool ReactorCore::flush_and_finish_once() {
+  const bool flushed = flush_round();
+  return finish_round() || flushed;
 }
 
 bool ReactorCore::flush_round() {

@@ -64,9 +64,13 @@ struct ReactorCore {
   void give_back(SourceSlab& slab, Source& source);
   [[nodiscard]] bool reserve_lists();
 
-  void ready_later(Source& source, Readiness readiness) { enlist(ready_list, source, listed_ready, readiness); }
-  void flush_later(Source& source) { enlist(flush_list, source, listed_flush, {}); }
-  void finish_later(Source& source) { enlist(finish_list, source, listed_finish, {}); }
+  /// Dispatches it again in this turn's second half, or in the next turn. Adds to what it already waits for: an edge is told once.
+  void ready_later(Source& source, Readiness readiness) {
+    enlist(ready_list, source, listed_ready);
+    source.lists_ = static_cast<std::uint8_t>(source.lists_ | (readiness.bits << readiness_shift));
+  }
+  void flush_later(Source& source) { enlist(flush_list, source, listed_flush); }
+  void finish_later(Source& source) { enlist(finish_list, source, listed_finish); }
 
   void arm(Source& source, Instant due) { wheel.arm(source, due); }
   void cancel(Source& source) { wheel.cancel(source); }
@@ -101,6 +105,9 @@ struct ReactorCore {
   std::unique_ptr<std::byte[]> gather_buffer;
   std::size_t gathered = 0;
   const Source* gathering = nullptr;
+  static constexpr int direct_sends_per_dispatch = 16;
+  int direct_sends_left = 0;          // of the source being dispatched, or of all callbacks of the turn's later phases: then they queue
+  const Source* refilling = nullptr;  // is in its on_send_drained: what it queues now leaves in the next turn
   SendChunkPool chunks;
   ReactorCounters counters;
 
@@ -116,15 +123,16 @@ struct ReactorCore {
   struct Listed {
     Source* source;
     std::uint32_t generation;
-    Readiness readiness;
   };
+  // A source's lists_: which lists hold it, and above that the readiness it waits on the ready list with.
   static constexpr std::uint8_t listed_ready = 1, listed_flush = 2, listed_finish = 4;
+  static constexpr int readiness_shift = 3;
 
   // Never allocates: take_source() reserved room for every source on every list.
-  static void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark, Readiness readiness) {
+  static void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark) {
     if ((source.lists_ & mark) != 0) return;
     source.lists_ |= mark;
-    list.push_back({&source, source.generation_, readiness});
+    list.push_back({&source, source.generation_});
   }
   /// Takes `entry` off its list: its source, or null if that life is over.
   static Source* unlist(const Listed& entry, std::uint8_t mark) {
@@ -132,12 +140,18 @@ struct ReactorCore {
     entry.source->lists_ = static_cast<std::uint8_t>(entry.source->lists_ & ~mark);
     return entry.source;
   }
+  static Readiness take_readiness(Source& source) {
+    const auto bits = static_cast<std::uint8_t>(source.lists_ >> readiness_shift);
+    source.lists_ = static_cast<std::uint8_t>(source.lists_ & ((1 << readiness_shift) - 1));
+    return {bits};
+  }
 
   [[nodiscard]] Duration wait_limit(Duration at_most);
   void dispatch(int count);
   void advance_timers();
   void run_tasks();
   void flush_and_finish();
+  bool flush_and_finish_once();
   bool flush_round();
   bool finish_round();
   void take_mail();

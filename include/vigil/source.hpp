@@ -51,7 +51,7 @@ class alignas(64) Source : public TimerNode {
   const SourceOperations* operations_ = nullptr;  ///< null while the slot is vacant
   int descriptor_ = -1;
   std::uint32_t generation_ = 0;  ///< grows by one whenever a life in this slot ends
-  std::uint8_t lists_ = 0;        ///< which of the reactor's lists hold it
+  std::uint8_t lists_ = 0;        ///< which of the reactor's lists hold it, and with what readiness
 };
 
 }  // namespace vigil
