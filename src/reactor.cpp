@@ -206,6 +206,7 @@ void ReactorCore::give_back(SourceSlab& slab, Source& source) {
 Result<void> ReactorCore::run() {
   if (in_turn || running) return Error{"run", EBUSY};
   running = true;
+  clock_is_old_ = true;
   stop_requested = false;
   Result<void> outcome;
   while (!stop_requested && !(shutting_down && alive() == 0)) {
@@ -221,13 +222,13 @@ Result<void> ReactorCore::turn(Duration at_most) {
   if (in_turn) return Error{"run", EBUSY};
   if (at_most < Duration::zero()) return Error{"run", EINVAL, "at_most is negative"};
   if (latched.code != 0) return latched;
-  if (!running) clock_is_old_ = true;
+  if (!running || clock_is_old_) read_clock();  // what the caller did since the last turn is no delay of this one
   owner = std::this_thread::get_id();
   in_turn = true;
   ++counters.turns;
 
   const Duration limit = wait_limit(at_most);
-  const Instant wanted_end = limit < Duration::zero() ? never_due : now + limit;
+  const Instant wanted_end = limit < Duration::zero() || limit > never_due - now ? never_due : now + limit;
   const int count = poller.wait(limit);
   const Instant woken = read_clock();
   Duration delay = std::max(woken - wanted_end, Duration::zero());
@@ -254,7 +255,6 @@ Duration ReactorCore::wait_limit(Duration at_most) {
   if (!ready_list.empty() || !tasks_.empty() || !flush_list.empty() || !finish_list.empty() || stop_requested) return Duration::zero();
   const Instant next = wheel.next_expiry();
   if (next == never_due) return at_most == Duration::max() ? Duration(-1) : at_most;
-  if (clock_is_old_) read_clock();
   return std::min(at_most, std::max(next - now, Duration::zero()));
 }
 

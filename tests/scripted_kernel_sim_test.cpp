@@ -16,6 +16,7 @@ using namespace std::chrono_literals;
 using namespace vigil;
 using sys::Call;
 using sys::Ending;
+using sys::RecordedCall;
 using sys::ScriptedKernel;
 
 namespace {
@@ -621,7 +622,7 @@ TEST_CASE("any call can be made to fail, at once or after others of its kind") {
   kernel.will_fail(Call::wake_open, ENFILE, 1);
   CHECK(sys::wake_open() >= 0);
   CHECK(sys::wake_open() == -ENFILE);
-  kernel.will_fail_any(1, [](Call call) { return call == Call::socket ? ENOBUFS : 0; });
+  kernel.will_fail_any(1, [](const RecordedCall& made) { return made.call == Call::socket ? ENOBUFS : 0; });
   CHECK(sys::reserve_open() >= 0);
   CHECK(sys::socket(AF_INET, SOCK_STREAM) == -ENOBUFS);
   CHECK(sys::socket(AF_INET, SOCK_STREAM) >= 0);

@@ -115,7 +115,7 @@ class ScriptedKernel::World final : public Kernel {
   }
 
   int epoll_control(int epoll, int operation, int descriptor, epoll_event* event) override {
-    return made({.call = Call::epoll_control, .descriptor = descriptor}, [&] {
+    return made({.call = Call::epoll_control, .descriptor = descriptor, .operation = operation}, [&] {
       const auto poller = pollers_.find(epoll);
       const SimulatedDescriptor* about = find(descriptor);
       if (poller == pollers_.end() || about == nullptr) {
@@ -557,7 +557,7 @@ class ScriptedKernel::World final : public Kernel {
   };
   std::array<std::deque<Failure>, call_count> failures_;
   std::size_t calls_before_any_ = 0;
-  std::function<int(Call)> error_for_any_;
+  std::function<int(const RecordedCall&)> error_for_any_;
 
  private:
   std::size_t record(const RecordedCall& call) {
@@ -576,18 +576,18 @@ class ScriptedKernel::World final : public Kernel {
     call.at = now_;
     const std::size_t index = record(call);
     const std::size_t forgotten_before = times_forgotten_;
-    const int failure = scripted_failure(call.call);
+    const int failure = scripted_failure(call);
     const auto answer = failure != 0 ? static_cast<decltype(body())>(-failure) : body();
     if (forgotten_before == times_forgotten_) calls_[index].result = answer;  // an action inside a wait may clear the record
     return answer;
   }
 
-  int scripted_failure(Call call) {
+  int scripted_failure(const RecordedCall& call) {
     if (error_for_any_ && calls_before_any_-- == 0) {
       const auto error_for = std::exchange(error_for_any_, nullptr);
       if (const int error = error_for(call); error != 0) return error;
     }
-    auto& failures = failures_[static_cast<std::size_t>(call)];
+    auto& failures = failures_[static_cast<std::size_t>(call.call)];
     if (failures.empty() || failures.front().calls_before-- > 0) return 0;
     const int error = failures.front().error;
     failures.pop_front();
@@ -833,7 +833,7 @@ void ScriptedKernel::will_fail(Call call, int error, std::size_t calls_before) {
   world_->failures_[static_cast<std::size_t>(call)].push_back({calls_before, error});
 }
 
-void ScriptedKernel::will_fail_any(std::size_t calls_before, std::function<int(Call)> error_for) {
+void ScriptedKernel::will_fail_any(std::size_t calls_before, std::function<int(const RecordedCall&)> error_for) {
   world_->calls_before_any_ = calls_before;
   world_->error_for_any_ = std::move(error_for);
 }

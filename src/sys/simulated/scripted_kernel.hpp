@@ -79,6 +79,7 @@ inline constexpr std::size_t call_count = static_cast<std::size_t>(Call::interfa
 struct RecordedCall {
   Call call;
   int descriptor = -1;      ///< the one it was about; of an epoll_control, the one registered
+  int operation = 0;        ///< of an epoll_control
   std::int64_t result = 0;  ///< as returned
   Instant at{};             ///< when it was made
   Duration timeout{};       ///< of a wait or a poll
@@ -174,7 +175,7 @@ class ScriptedKernel {
   void will_fail(Call call, int error, std::size_t calls_before = 0);
   /// The call made after `calls_before` others fails, whichever it is, if `error_for` names an errno for it (0: it does not
   /// fail).
-  void will_fail_any(std::size_t calls_before, std::function<int(Call)> error_for);
+  void will_fail_any(std::size_t calls_before, std::function<int(const RecordedCall&)> error_for);
   /// An interface of this host, for scopes.
   void has_interface(std::string name, unsigned index);
 
