@@ -1,6 +1,7 @@
 #include "event_report.hpp"
 
 #include <array>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "readable.hpp"
@@ -36,7 +37,8 @@ constexpr std::array counters_by_name{
 static_assert(sizeof(ReactorCounters) == (counters_by_name.size() + close_reason_count) * sizeof(std::uint64_t),
               "a counter is missing from the list above");
 
-double milliseconds(Duration duration) { return static_cast<double>(duration.count()) * 1e-6; }
+/// To the microsecond, as the close record has it.
+double milliseconds(Duration duration) { return std::round(static_cast<double>(duration.count()) * 1e-3) * 1e-3; }
 
 }  // namespace
 

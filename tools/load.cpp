@@ -413,12 +413,16 @@ void report_to_people(EventReport& report, const Load& load, const Settings& set
   report.remark(grouped(settings.connections) + (settings.connections == 1 ? " connection to " : " connections to ") +
                 settings.target.to_string() + ", messages of " + grouped(settings.message_bytes) + " bytes, pipeline " +
                 grouped(settings.pipeline) + (settings.rate > 0 ? ", due at " + grouped(settings.rate) + " a second" : ""));
-  const double seconds = std::max(measured_seconds(load), 1e-9);
-  char exact_seconds[32];
-  std::snprintf(exact_seconds, sizeof exact_seconds, "%.3f s", measured_seconds(load));
-  report.remark("throughput  " + grouped(static_cast<std::uint64_t>(static_cast<double>(load.messages()) / seconds)) +
-                " messages/s, " + readable_bytes(static_cast<double>(load.bytes()) / seconds) + "/s (" +
-                grouped(load.messages()) + " messages in " + exact_seconds + ")");
+  if (load.measured() > Duration::zero()) {
+    const double seconds = measured_seconds(load);
+    char exact_seconds[32];
+    std::snprintf(exact_seconds, sizeof exact_seconds, "%.3f s", seconds);
+    report.remark("throughput  " + grouped(static_cast<std::uint64_t>(static_cast<double>(load.messages()) / seconds)) +
+                  " messages/s, " + readable_bytes(static_cast<double>(load.bytes()) / seconds) + "/s (" +
+                  grouped(load.messages()) + " messages in " + exact_seconds + ")");
+  } else {
+    report.remark("throughput  nothing was measured: the run ended before its warm-up did");
+  }
   if (load.latencies().count() > 0) {
     std::string line = "latency    ";
     for (const Quantile& quantile : quantiles) {
@@ -427,7 +431,7 @@ void report_to_people(EventReport& report, const Load& load, const Settings& set
     line.erase(line.find_last_not_of(' ') + 1);
     report.remark(line);
   }
-  if (load.errors() == 0) return report.remark("errors      none; every byte of the echo was compared");
+  if (load.errors() == 0) return report.remark("errors      none; every byte that came back was compared");
   std::string line = "errors      " + grouped(load.errors()) + ":";
   for (const auto& [cause, count] : load.causes()) line += " " + grouped(count) + " " + cause;
   report.remark(line);
