@@ -163,10 +163,7 @@ struct ListenerLife {
     SocketAddress peer;
     peer.length = sizeof peer.storage;
     const int descriptor = uninterrupted([&] { return sys::accept(listener.descriptor_, peer.get(), &peer.length); });
-    if (descriptor >= 0) {
-      ++core.counters.opened;
-      shed(core, listener, descriptor, cause);
-    }
+    if (descriptor >= 0) shed(core, listener, descriptor, cause);
     core.reserve_descriptor = sys::reserve_open();  // another thread may have taken it: tried again with the next pause
   }
 
@@ -180,6 +177,7 @@ struct ListenerLife {
     record.phase = Phase::connecting;
     record.error_number = cause;
     record.operation = "accept";
+    ++core.counters.opened;
     ++core.counters.shed;
     ++core.counters.closed;
     ++core.counters.closed_for[static_cast<std::size_t>(record.reason)];
