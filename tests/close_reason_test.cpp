@@ -376,7 +376,7 @@ TEST_CASE("server_stopping: a shutdown that drains awaits the peers' ends") {
   test::Served<> scene;
   test::Peer quick = scene.connect();
   test::Peer slow = scene.connect();
-  REQUIRE(scene.reactor.shutdown(50ms));
+  REQUIRE(scene.reactor.shutdown(250ms));
   REQUIRE(scene.turn_until([&] { return quick.read().finished && slow.read().finished; }));
   quick.close();
 
@@ -386,7 +386,7 @@ TEST_CASE("server_stopping: a shutdown that drains awaits the peers' ends") {
 
   check_cause(scene.log.closed[1], CloseReason::server_stopping, Origin::local, Phase::draining);
   CHECK(scene.log.closed[1].cut_short == CutShort::timed_out);
-  CHECK(scene.log.closed[1].age >= 50ms);
+  CHECK(scene.log.closed[1].age >= 250ms);
 }
 
 /// Puts something that is no socket in the place of a connection's descriptor.

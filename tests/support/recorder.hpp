@@ -101,6 +101,9 @@ class Scene {
   Scene(const Scene&) = delete;
   Scene& operator=(const Scene&) = delete;
   ~Scene() {
+    log.at_receive = nullptr;  // what a test's script refers to may be gone already
+    log.at_open = log.at_drained = log.at_peer_finish = nullptr;
+    log.at_close = nullptr;
     CHECK(reactor.shutdown(Duration::zero()));
     CHECK(turn_until([this] { return reactor.counters().opened == reactor.counters().closed; }));
     CHECK(log.closed.size() + shed == reactor.counters().closed);
