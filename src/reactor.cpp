@@ -484,7 +484,8 @@ Result<void> Timer::arm_after(Duration delay) {
 
 Result<void> Timer::arm_at(Instant due) {
   if (source() == nullptr) return Error{"arm timer", ECANCELED};
-  core()->arm(*source(), due);
+  // The wheel rounds up to its next tick, and a turn that finds work does not wait for that: what has passed is due at once.
+  core()->arm(*source(), due <= sys::monotonic_now() ? Instant{} : due);
   return {};
 }
 
