@@ -9,7 +9,7 @@
 namespace vigil {
 
 ConnectorBase::ConnectorBase(Reactor& reactor, const ConnectorOptions& options, Setup setup)
-    : core_(&ReactorCore::of(reactor)), options_(options), setup_(std::move(setup)) {}
+    : core_(&ReactorCore::of(reactor)), options_(options), setup_(std::make_shared<Setup>(std::move(setup))) {}
 
 ConnectorBase::~ConnectorBase() { ConnectionPolicy::release(policy_); }
 
@@ -22,7 +22,7 @@ Result<ConnectionHandle> ConnectorBase::connect(std::string_view address) {
 Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
   if (auto usable = core_->usable("connect"); !usable) return usable.error();
   const BacklogBounds bounds{options_.backlog_bytes_max, options_.backlog_high_mark_bytes, options_.backlog_low_mark_bytes};
-  if (auto made = refresh_policy(policy_, *core_, *setup_.handler, bounds, options_.timeouts, "connect"); !made) return made.error();
+  if (auto made = refresh_policy(policy_, *core_, *setup_->handler, bounds, options_.timeouts, "connect"); !made) return made.error();
   if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();
   if (address.is_ip() && address.port() == 0) return Error{"connect", EINVAL, "port 0"};
   const auto target = resolve(address, "connect");
@@ -37,11 +37,18 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
   if (options_.source)
     if (auto bound = bind(*socket, *options_.source); !bound) return Error{"connect", bound.error().code, "source address"};
 
+  ReactorCore& core = *core_;
   Connection* connection =
       ConnectionLife::begin(*policy_, socket->descriptor(), peer_from(target->get(), target->length), address.is_ip());
   if (connection == nullptr) return Error{"connect", ENOMEM};
   const int descriptor = socket->release();
-  ConnectionLife::build_handler(*connection, setup_.construct);
+  const std::shared_ptr<Setup> setup = setup_;  // from make_handler on, this connector may be gone
+  {
+    // make_handler is a callback like any other, although connect() may be called between turns: no turn may meet the half-made.
+    const bool in_turn = std::exchange(core.in_turn, true);
+    ConnectionLife::build_handler(*connection, setup->construct);
+    core.in_turn = in_turn;
+  }
   ConnectionLife::connecting(*connection, uninterrupted([&] { return sys::connect(descriptor, target->get(), target->length); }));
   return connection->handle();
 }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <type_traits>
@@ -55,7 +56,7 @@ class ConnectorBase {
  private:
   ReactorCore* core_;
   ConnectorOptions options_;
-  Setup setup_;
+  std::shared_ptr<Setup> setup_;  // shared with a connect() under way: make_handler may destroy its connector
   ConnectionPolicy* policy_ = nullptr;
 };
 
