@@ -28,12 +28,15 @@ struct Settings {
   bool json = false;
 };
 
-/// What all connections share.
+/// What all connections share. The reactor comes last: its destructor still tells handlers the end of their connections.
 struct Service {
+  Service(const Settings& given, LineOutput& output)
+      : settings(given), report(output, reactor, given.json ? Format::json : Format::people, 0) {}
+
   const Settings& settings;
-  Reactor& reactor;
-  EventReport& report;
+  EventReport report;
   std::uint64_t last_id = 0;
+  Reactor reactor;
 };
 
 /// What every kind of connection does: it has an id, and its beginning and end are told.
@@ -209,8 +212,9 @@ int run(const Settings& settings) {
   LineOutput output(STDOUT_FILENO);
   int status = 0;
   {
-    Reactor reactor;
-    EventReport report(output, reactor, settings.json ? Format::json : Format::people, 0);
+    Service service(settings, output);
+    Reactor& reactor = service.reactor;
+    EventReport& report = service.report;
     const Timeout drain = over(settings.listener.timeouts, default_timeouts()).drain;
 
     Interruption interruption;
@@ -232,7 +236,6 @@ int run(const Settings& settings) {
     });
     if (settings.stats > Duration::zero()) (void)stats.arm_at(stats_due);
 
-    Service service{settings, reactor, report};
     status = serve_as_told(service);
     if (status == 0) {
       if (settings.stats > Duration::zero()) report.stats(reactor.counters());

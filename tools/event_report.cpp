@@ -43,7 +43,7 @@ double milliseconds(Duration duration) { return std::round(static_cast<double>(d
 }  // namespace
 
 EventReport::EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number)
-    : output_(output), reactor_(reactor), format_(format), reactor_number_(reactor_number), last_stats_at_(reactor.now()) {}
+    : output_(output), reactor_(reactor), format_(format), reactor_number_(reactor_number) {}
 
 nlohmann::ordered_json EventReport::begin(const char* event) const {
   nlohmann::ordered_json object{{"event", event}, {"time_ns", reactor_.now().time_since_epoch().count()}};
@@ -57,6 +57,7 @@ void EventReport::print(const nlohmann::ordered_json& object) {
 }
 
 void EventReport::listening(const Address& address) {
+  last_stats_at_ = reactor_.now();
   if (!is_json()) return output_.print("listening on " + address.to_string());
   auto object = begin("listening");
   object["address"] = address.to_string();

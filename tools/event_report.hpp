@@ -2,7 +2,8 @@
 //
 // Every JSON line has `event` and `time_ns` (CLOCK_MONOTONIC), and from a server the number of its reactor.
 //
-// Thread: the reactor's. Ownership: borrows the output and the reactor.
+// Thread: the reactor's. Ownership: borrows the output and the reactor; made before the reactor, it can still tell what the
+// reactor's destructor closes.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +25,7 @@ class EventReport {
  public:
   EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number = std::nullopt);
 
+  /// Stats are counted from here.
   void listening(const Address& address);
   void opened(std::uint64_t id, const Address& peer);
   void closed(std::uint64_t id, const Address& peer, const CloseRecord& record);
@@ -49,7 +51,7 @@ class EventReport {
   const Reactor& reactor_;
   Format format_;
   std::optional<int> reactor_number_;
-  Instant last_stats_at_;
+  Instant last_stats_at_{};
   ReactorCounters last_stats_;
 };
 

@@ -1,5 +1,6 @@
 #include "line_output.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <unistd.h>
@@ -17,6 +18,15 @@ using namespace std::chrono_literals;
 
 constexpr std::size_t waiting_bytes_max = 64 * 1024 * 1024;
 constexpr auto patience_at_the_end = 2s;
+
+/// A program started without stdin, stdout or stderr would be given their numbers for its sockets, and print into them.
+void occupy_standard_descriptors() {
+  int opened = 0;
+  do {
+    opened = ::open("/dev/null", O_RDWR);
+  } while (opened >= 0 && opened <= STDERR_FILENO);
+  if (opened > STDERR_FILENO) ::close(opened);
+}
 
 /// 0, or the errno of a write that failed. A descriptor that somebody else made non-blocking is waited for.
 int write_whole(int descriptor, std::string_view bytes) {
@@ -52,6 +62,7 @@ struct LineOutput::Shared {
 };
 
 LineOutput::LineOutput(int descriptor) : shared_(std::make_shared<Shared>(descriptor)) {
+  occupy_standard_descriptors();
   // The writer takes no signal: those it is not meant for go to the reactor's thread, and a broken pipe answers EPIPE.
   sigset_t all;
   sigset_t before;

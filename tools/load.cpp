@@ -93,9 +93,10 @@ class Client {
 /// The whole run: connecting, warm-up, the measured window, waiting for the last answers, goodbye.
 class Load {
  public:
-  Load(const Settings& settings, Reactor& reactor);
+  explicit Load(const Settings& settings);
 
   [[nodiscard]] Result<void> run();
+  [[nodiscard]] Reactor& reactor() { return reactor_; }
   void interrupt(bool again);
 
   [[nodiscard]] std::uint64_t messages() const { return messages_; }
@@ -126,13 +127,8 @@ class Load {
   }
 
   const Settings& settings_;
-  Reactor& reactor_;
   EchoPattern pattern_;
-  Connector<Client> connector_;
   std::vector<ConnectionHandle> clients_;
-  Timer next_due_;
-  Timer stage_end_;
-  Timer progress_;
   ProgressBar bar_;
 
   Stage stage_ = Stage::connecting;
@@ -153,6 +149,13 @@ class Load {
   Latencies latencies_;
   Instant progress_at_{};
   std::uint64_t progress_bytes_ = 0;
+
+  // The reactor comes after all that its handlers use: its destructor still tells them the end of their connections.
+  Reactor reactor_{{.tick = 100us}};  // the finest: how late a message leaves counts in an open loop
+  Connector<Client> connector_;
+  Timer next_due_;
+  Timer stage_end_;
+  Timer progress_;
 };
 
 Client::Client(Load& load, std::uint64_t index)
@@ -245,14 +248,13 @@ ConnectorOptions connector_options(const Settings& settings) {
   return options;
 }
 
-Load::Load(const Settings& settings, Reactor& reactor)
+Load::Load(const Settings& settings)
     : settings_(settings),
-      reactor_(reactor),
       pattern_(settings.message_bytes),
-      connector_(reactor, connector_options(settings), [this](Connection&) { return Client(*this, clients_.size()); }),
-      next_due_(reactor, [this] { release_due(); }),
-      stage_end_(reactor, [this] { stage_ == Stage::running ? stop_sending() : end(); }),
-      progress_(reactor, [this] { draw_progress(); }) {
+      connector_(reactor_, connector_options(settings), [this](Connection&) { return Client(*this, clients_.size()); }),
+      next_due_(reactor_, [this] { release_due(); }),
+      stage_end_(reactor_, [this] { stage_ == Stage::running ? stop_sending() : end(); }),
+      progress_(reactor_, [this] { draw_progress(); }) {
   clients_.reserve(settings.connections);
 }
 
@@ -446,11 +448,10 @@ int run(const Settings& settings) {
   LineOutput output(STDOUT_FILENO);
   int status = 0;
   {
-    Reactor reactor({.tick = 100us});  // the finest: how late a message leaves counts in an open loop
-    EventReport report(output, reactor, settings.json ? Format::json : Format::people);
-    Load load(settings, reactor);
+    Load load(settings);
+    EventReport report(output, load.reactor(), settings.json ? Format::json : Format::people);
     Interruption interruption;
-    if (auto armed = interruption.arm(reactor, output, [&](bool again) { load.interrupt(again); }); !armed) {
+    if (auto armed = interruption.arm(load.reactor(), output, [&](bool again) { load.interrupt(again); }); !armed) {
       return fail(describe(armed.error()));
     }
     if (auto ran = load.run(); !ran) return fail(describe(ran.error()));

@@ -56,12 +56,16 @@ ExitStatus status_of(const CloseRecord& why) {
   return orderly && why.cut_short == CutShort::none ? accepted_or_ended_orderly : ended_otherwise;
 }
 
+/// The reactor comes last: its destructor still tells the handler the end of its connection.
 struct Probe {
+  Probe(const Settings& given, LineOutput& output)
+      : settings(given), report(output, reactor, given.json ? Format::json : Format::people) {}
+
   const Settings& settings;
-  Reactor& reactor;
-  EventReport& report;
-  Instant began;
+  EventReport report;
+  Instant began{};
   std::optional<ExitStatus> status;
+  Reactor reactor;
 };
 
 struct ProbeHandler {
@@ -112,9 +116,8 @@ int run(const Settings& settings) {
   LineOutput output(STDOUT_FILENO);
   int status = 0;
   {
-    Reactor reactor;
-    EventReport report(output, reactor, settings.json ? Format::json : Format::people);
-    Probe probe{settings, reactor, report, reactor.now(), std::nullopt};
+    Probe probe(settings, output);
+    Reactor& reactor = probe.reactor;
     Connector<ProbeHandler> connector(reactor, settings.connector, [&probe](Connection&) { return ProbeHandler{&probe}; });
     ConnectionHandle connection;
 
@@ -122,6 +125,7 @@ int run(const Settings& settings) {
     const auto stop = [&](bool again) { again ? connection->abort() : connection->close(); };
     if (auto armed = interruption.arm(reactor, output, stop); !armed) return fail(describe(armed.error()));
 
+    probe.began = reactor.now();
     auto attempt = connector.connect(settings.target);
     if (!attempt) return fail(settings.target.to_string() + ": " + describe(attempt.error()));
     connection = *attempt;
