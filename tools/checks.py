@@ -173,6 +173,16 @@ class Configuration:
                 command = ["setarch", "-R", *command]  # this sanitizer's memory layout and random addresses do not go together
             attempt(run_tests, f"{self.name}{label}: {program}", command, seconds, {**SANITIZER_ENVIRONMENT, **(environment or {})})
 
+    def memcheck(self):
+        """Reads of what was never written, which no sanitizer here sees.
+
+        Under valgrind an accept above the descriptor limit takes the connection from the kernel, closes it and then says EMFILE: the
+        tests that run out of descriptors mean the kernel's own answer and are left out.
+        """
+        valgrind = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--fair-sched=yes"]
+        leave_out = ["--test-case-exclude=*without a descriptor left*"]
+        self.test(leave_out, valgrind, " valgrind", 3600, {"VIGIL_TEST_SECONDS": "900"})
+
 
 def attempt(action, *arguments):
     """Goes on after a failed step. Returns whether it succeeded; a step that counts nothing itself counts as one failure."""
@@ -337,9 +347,7 @@ def check_full():
                     attempt(check_readme_program, configuration)
                     attempt(check_libraries_exclude_each_other, configuration)
                 if sanitizer == PLAIN and build_type == "debug" and compiler == GCC:
-                    memcheck = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full", "--fair-sched=yes"]
-                    slow = {"VIGIL_TEST_SECONDS": "900"}
-                    configuration.test(under=memcheck, label=" valgrind", seconds=3600, environment=slow)
+                    configuration.memcheck()
 
 
 def main():
