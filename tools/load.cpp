@@ -87,6 +87,7 @@ class Client {
   std::size_t send_position_;
   std::size_t receive_position_;
   std::unique_ptr<Instant[]> sent_at_;  // closed loop only: a ring of --pipeline instants
+  bool opened_ = false;
   bool told_wrong_ = false;
 };
 
@@ -167,6 +168,7 @@ Client::Client(Load& load, std::uint64_t index)
       sent_at_(load.settings_.rate == 0 ? std::make_unique<Instant[]>(load.settings_.pipeline) : nullptr) {}
 
 void Client::on_open(Connection& peer) {
+  opened_ = true;
   if (load_.settings_.rate == 0) send_some(peer, load_.reactor_.now());
   load_.attempt_ended(true);
 }
@@ -193,16 +195,15 @@ void Client::on_receive(Connection& peer, Bytes bytes) {
 
 void Client::on_close(Connection&, const CloseRecord& why) {
   load_.on_their_way_ -= on_their_way();
-  const bool opened = why.phase != Phase::connecting;
-  if (opened) --load_.open_;
+  if (opened_) --load_.open_;
   if (load_.stage_ != Load::Stage::ended && !told_wrong_) {
     // Of an attempt only the cause is of interest: nothing was sent or received yet.
-    const std::string what = opened                  ? describe(why)
+    const std::string what = opened_                 ? describe(why)
                              : why.error_number != 0 ? describe(Error{why.operation, why.error_number})
                                                      : meaning(why.reason);
     load_.failed(to_string(why.reason), "connection " + std::to_string(index_) + ": " + what);
   }
-  if (!opened) {
+  if (!opened_) {
     load_.attempt_ended(false);
   } else if (load_.open_ == 0 && load_.attempts_under_way_ == 0) {
     load_.end();  // nobody is left to wait for
