@@ -172,6 +172,24 @@ TEST_CASE("of several reads in one dispatch the last one counts, whatever the ha
   CHECK(scene.log.closed_at - came_at >= 60ms);
 }
 
+TEST_CASE("a thousand reads in one dispatch are one stream and one deadline") {
+  test::Served<> scene({.timeouts = {.receive = 50ms}, .socket = {.receive_buffer_bytes = 4 * 1024 * 1024}},
+                       {.receive_buffer_bytes = 1024, .reads_per_turn = 1024});
+  test::Peer peer = scene.connect();
+  const std::string bytes = test::pattern(4 * mebibyte);
+  std::string_view left = bytes;
+  REQUIRE(scene.turn_until([&] {
+    left.remove_prefix(peer.send_some(left));
+    return left.empty();
+  }));
+
+  const CloseRecord& record = scene.end();
+
+  CHECK(test::same(scene.log.received, bytes));
+  CHECK(record.reason == CloseReason::receive_timed_out);
+  CHECK(record.silence >= 50ms);
+}
+
 TEST_CASE("the first byte has its own deadline, and the receive deadline starts with it") {
   test::Served<> scene({.timeouts = {.first_byte = 250ms, .receive = 20ms}});
   test::Peer peer;
