@@ -700,6 +700,11 @@ void ScriptedKernel::limit_descriptors(std::size_t open_at_most) { world_->open_
 
 // Connecting -----------------------------------------------------------------------------------------------------------------
 
+bool ScriptedKernel::is_connecting(int descriptor) const {
+  const SimulatedDescriptor* socket = world_->find(descriptor);
+  return socket != nullptr && socket->stage == World::Stage::connecting;
+}
+
 void ScriptedKernel::peer_accepts(int descriptor) {
   SimulatedDescriptor* socket = world_->still_there(descriptor);
   if (socket == nullptr) return;

@@ -131,10 +131,11 @@ class ScriptedKernel {
   void limit_descriptors(std::size_t open_at_most);
 
   // Connecting.
-  void peer_accepts(int descriptor);             ///< the attempt succeeds now
-  void peer_refuses(int descriptor, int error);  ///< the attempt fails now; SO_ERROR hands it out
-  void will_connect_at_once();                   ///< the next connect answers 0
-  void reaches_itself(int descriptor);           ///< the attempt's two ends are this very socket
+  [[nodiscard]] bool is_connecting(int descriptor) const;  ///< an attempt that has no answer yet
+  void peer_accepts(int descriptor);                       ///< the attempt succeeds now
+  void peer_refuses(int descriptor, int error);            ///< the attempt fails now; SO_ERROR hands it out
+  void will_connect_at_once();                             ///< the next connect answers 0
+  void reaches_itself(int descriptor);                     ///< the attempt's two ends are this very socket
 
   // What the peer sends.
   void peer_sends(int descriptor, std::string_view bytes);
