@@ -249,6 +249,21 @@ def check_main_job(configuration):
     tally.add(passed=1)
 
 
+def check_tools(configuration):
+    """What the tools print, their exit status, how they end."""
+    if not (configuration.directory / "vigil-echo").exists():
+        return
+    with Step(f"{configuration.name}: tools") as step:
+        command = [sys.executable, "tests/tools_test.py", configuration.directory]
+        if configuration.sanitizer == THREAD and can_fix_addresses():
+            command = ["setarch", "-R", *command]
+        log = step.run(command, 300, SANITIZER_ENVIRONMENT)
+        totals = re.search(r"^(\d+) passed, (\d+) failed$", log, re.MULTILINE)
+        passed, failed = (int(number) for number in totals.groups()) if totals else (0, 0)
+        tally.add(passed, max(failed, 1) if step.failure else failed)
+        step.outcome = f"{passed} passed"
+
+
 def check_readme_program(configuration):
     """The README's first program, pasted into a file, linked as a stranger would, and spoken to."""
     readme = ROOT / "README.md"
@@ -314,6 +329,7 @@ def check():
     gcc = Configuration(GCC, "release", PLAIN, assertions=True)
     if attempt(gcc.build):
         gcc.test()
+        attempt(check_tools, gcc)
         attempt(check_main_job, gcc)
         attempt(check_readme_program, gcc)
         attempt(check_libraries_exclude_each_other, gcc)
@@ -321,6 +337,7 @@ def check():
     address = Configuration(CLANG, "debugoptimized", ADDRESS)
     if attempt(address.build):
         address.test()
+        attempt(check_tools, address)
 
     thread = Configuration(CLANG, "debugoptimized", THREAD)
     if attempt(thread.build, test_programs(thread)):
@@ -342,6 +359,7 @@ def check_full():
                 if not attempt(configuration.build):
                     continue
                 configuration.test(seconds=3 * TEST_SECONDS)
+                attempt(check_tools, configuration)
                 if sanitizer == PLAIN and build_type == "release":
                     attempt(check_main_job, configuration)
                     attempt(check_readme_program, configuration)

@@ -25,7 +25,8 @@ Result<void> Interruption::arm(Reactor& reactor, LineOutput& output, std::functi
 
 void Interruption::tell(State& state) { state.ask(std::exchange(state.came, true)); }
 
-int finish_output(const char* tool, const LineOutput& output, int status) {
+int finish_output(const char* tool, LineOutput& output, int status) {
+  output.finish();
   const int error = output.error();
   if (error != 0 && error != EPIPE) {
     std::fprintf(stderr, "%s: the output can't be written: %s\n", tool, std::strerror(error));

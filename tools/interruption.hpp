@@ -34,8 +34,8 @@ class Interruption {
   Watch interrupted_;
 };
 
-/// The end of a tool's main: says on stderr what went wrong with its output, if anything did. A reader that has gone away is no
-/// error. Returns `status`, or 1 where that was 0 and lines are missing.
-[[nodiscard]] int finish_output(const char* tool, const LineOutput& output, int status);
+/// The end of a tool's main: finishes its output and says on stderr what went wrong with its output, if anything did. A reader
+/// that has gone away is no error. Returns `status`, or 1 where that was 0 and lines are missing.
+[[nodiscard]] int finish_output(const char* tool, LineOutput& output, int status);
 
 }  // namespace vigil::tools

@@ -72,7 +72,8 @@ LineOutput::LineOutput(int descriptor) : shared_(std::make_shared<Shared>(descri
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
-LineOutput::~LineOutput() {
+void LineOutput::finish() {
+  if (!writer_.joinable()) return;
   std::unique_lock lock(shared_->mutex);
   shared_->ending = true;
   shared_->changed.notify_all();

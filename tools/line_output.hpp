@@ -3,7 +3,8 @@
 // Each line is handed to the kernel as soon as it can be. A reader that stalls costs memory up to a bound; then lines are dropped
 // and counted, and lost() says how many. A reader that goes away (EPIPE) is told once.
 //
-// Thread: print() from any. Ownership: the descriptor stays the caller's. The destructor gives the reader two more seconds.
+// Thread: print() from any. Ownership: the descriptor stays the caller's. finish(), and so the destructor, gives the reader two
+// more seconds.
 //
 //   LineOutput output(STDOUT_FILENO);
 //   output.when_gone([mailbox] { (void)mailbox.stop(); });
@@ -22,12 +23,15 @@ namespace vigil::tools {
 class LineOutput {
  public:
   explicit LineOutput(int descriptor);
-  ~LineOutput();
+  ~LineOutput() { finish(); }
   LineOutput(const LineOutput&) = delete;
   LineOutput& operator=(const LineOutput&) = delete;
 
   /// Adds the end of the line itself.
   void print(std::string_view line);
+
+  /// Waits until everything is written, or failed, or two seconds have passed. Nothing may be printed afterwards.
+  void finish();
 
   /// `task` runs once, on the writing thread, when a write fails; at once if one has failed already.
   void when_gone(std::function<void()> task);

@@ -1,0 +1,545 @@
+#!/usr/bin/env python3
+"""vigil-echo, vigil-probe and vigil-load as a stranger meets them: what they print, their exit status, how they end.
+
+    tools_test.py BUILD-DIRECTORY
+
+One line for each test that failed, with the reason; the last line is `N passed, N failed`. Nothing sleeps for a fixed time: each
+test waits for a line, an end or a byte, for PATIENCE at most.
+"""
+
+import contextlib
+import json
+import pathlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+PATIENCE = 60.0
+USAGE = 64
+
+programs = {}
+tests = []
+
+
+def test(function):
+    tests.append(function)
+    return function
+
+
+def equal(got, wanted, what=""):
+    if got != wanted:
+        raise AssertionError(f"{what or 'value'}: {got!r}, wanted {wanted!r}")
+
+
+def true(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+class Tool:
+    """A running tool whose lines can be waited for."""
+
+    def __init__(self, name, *arguments, **how):
+        command = [programs[name], *map(str, arguments)]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how
+        )
+        self.lines = []
+        self.watchdog = threading.Timer(PATIENCE, self.process.kill)
+        self.watchdog.start()
+
+    def line(self):
+        line = self.process.stdout.readline()
+        true(line.endswith("\n"), f"a whole line was awaited, got {line!r}")
+        self.lines.append(line.rstrip("\n"))
+        return self.lines[-1]
+
+    def event(self, kind):
+        """The next JSON line of that kind; those in between are kept in `lines`."""
+        while True:
+            event = json.loads(self.line())
+            true(isinstance(event["time_ns"], int), "every line has time_ns")
+            if event["event"] == kind:
+                return event
+
+    def end(self, with_signal=None):
+        """Its exit status, and everything it still printed."""
+        if with_signal is not None:
+            self.process.send_signal(with_signal)
+        out, self.error = self.process.communicate(timeout=PATIENCE)
+        self.lines += out.splitlines()
+        return self.process.returncode
+
+    def events(self, kind):
+        return [event for event in map(json.loads, self.lines) if event["event"] == kind]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.watchdog.cancel()
+        if self.process.poll() is None:
+            self.process.kill()
+        with contextlib.suppress(ValueError):  # its output was already read to the end
+            self.process.communicate()
+
+
+class Echo(Tool):
+    def __init__(self, *arguments, **how):
+        super().__init__("echo", "--listen", "127.0.0.1:0", "--json", *arguments, **how)
+        listening = self.event("listening")
+        equal(listening["reactor"], 0, "the reactor of a server's line")
+        self.address = listening["address"]
+
+    def client(self):
+        host, port = self.address.rsplit(":", 1)
+        return socket.create_connection((host, int(port)), PATIENCE)
+
+
+def run(name, *arguments):
+    """Exit status, stdout, stderr."""
+    done = subprocess.run(
+        [programs[name], *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def read_to_the_end(client):
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while some := client.recv(65536):
+            received += some
+    return received
+
+
+@contextlib.contextmanager
+def closed_port():
+    with socket.socket() as bound:  # bound and not listening: nobody else takes it meanwhile
+        bound.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{bound.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def python_server(answer):
+    """An echo server whose echo is `answer(bytes, bytes before)`."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection):
+        before = 0
+        with connection, contextlib.suppress(OSError):
+            while some := connection.recv(65536):
+                connection.sendall(answer(some, before))
+                before += len(some)
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    yield f"127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+
+
+@test
+def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
+    wrong = [
+        ("echo", "--no-such-option"),
+        ("echo", "surplus"),
+        ("echo", "--receive-timeout", "abc"),
+        ("echo", "--receive-timeout", "0s"),
+        ("echo", "--receive-timeout", "-1s"),
+        ("echo", "--receive-timeout", "30"),
+        ("echo", "--receive-timeout", "11000000h"),
+        ("echo", "--drain-timeout", "never"),
+        ("echo", "--receive-timeout"),
+        ("echo", "--backlog-max", "0"),
+        ("echo", "--backlog-max", "64k"),
+        ("echo", "--backlog-max", "99999999999999999999999"),
+        ("echo", "--listen", ""),
+        ("echo", "--listen", "127.0.0.1"),
+        ("echo", "--listen", "127.0.0.1:65536"),
+        ("echo", "--listen", "300.1.1.1:80"),
+        ("echo", "--listen", "[::1:80"),
+        ("echo", "--listen", "localhost"),
+        ("echo", "--listen", "localhost:http"),
+        ("echo", "--listen", "a\nb:1"),
+        ("echo", "--flood", "--reply-per-message", "10"),
+        ("probe",),
+        ("probe", "127.0.0.1:0"),
+        ("probe", "127.0.0.1:1", "--source", "[::1]:0"),
+        ("load",),
+        ("load", "127.0.0.1:1", "--connections", "0"),
+        ("load", "127.0.0.1:1", "--size", "0"),
+        ("load", "127.0.0.1:1", "--pipeline", "65536", "--size", "1000000"),
+        ("load", "127.0.0.1:1", "--rate", "1.5"),
+        ("load", "127.0.0.1:1", "--duration", "0s"),
+    ]
+    for command in wrong:
+        status, out, error = run(*command)
+        equal(status, USAGE, f"{command}: status")
+        equal(out, "", f"{command}: stdout")
+        true(error.endswith("\n") and error.count("\n") == 1, f"{command}: one line on stderr, got {error!r}")
+        true(error.startswith(f"vigil-{command[0]}: "), f"{command}: {error!r} does not begin with the tool's name")
+
+
+@test
+def more_connections_than_descriptors_are_refused_before_anything_is_connected():
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+    with Tool("load", "127.0.0.1:1", "--connections", 1000, preexec_fn=few) as load:
+        equal(load.end(), USAGE, "status")
+        true("descriptors" in load.error and load.error.count("\n") == 1, load.error)
+
+
+@test
+def help_is_printed_and_ends_with_status_0():
+    for name in programs:
+        status, out, error = run(name, "--help")
+        equal((status, error), (0, ""), name)
+        true("Usage" in out, f"{name}: {out!r}")
+
+
+@test
+def a_port_in_use_is_one_clear_line_and_status_1():
+    with Echo() as echo:
+        status, out, error = run("echo", "--listen", echo.address)
+        equal((status, out), (1, ""))
+        true("EADDRINUSE" in error and echo.address in error and error.count("\n") == 1, error)
+
+
+@test
+def every_connection_is_told_as_opened_and_closed_with_the_whole_record():
+    with Echo() as echo:
+        with echo.client() as client:
+            client.sendall(b"hello")
+            equal(client.recv(5, socket.MSG_WAITALL), b"hello", "the echo")
+            name = "{}:{}".format(*client.getsockname())
+        opened, closed = echo.event("opened"), echo.event("closed")
+        equal((opened["id"], opened["peer"], opened["reactor"]), (1, name, 0))
+        equal((closed["id"], closed["peer"], closed["reactor"]), (1, name, 0))
+        true(closed["time_ns"] >= opened["time_ns"], "closed after opened")
+        members = "verdict origin phase errno operation received handed_to_kernel unacknowledged unsent left_unread unconsumed"
+        members += " age_ms silent_ms cut_short evidence"
+        for member in members.split():
+            true(member in closed, f"'{member}' is missing in {closed}")
+        equal((closed["reason"], closed["received"], closed["handed_to_kernel"]), ("peer_finished", 5, 5))
+        equal(echo.end(signal.SIGTERM), 0, "status")
+        equal(echo.error, "", "stderr")
+
+
+@test
+def lines_for_people_name_the_address_and_the_reason():
+    with Tool("echo", "--listen", "localhost:0", "--receive-timeout", "50ms") as echo:
+        listening = echo.line()
+        true(listening.startswith("listening on 127.0.0.1:"), listening)
+        host, port = listening.removeprefix("listening on ").rsplit(":", 1)
+        with socket.create_connection((host, int(port)), PATIENCE) as client:
+            equal(client.recv(1), b"", "after the deadline")
+            name = "{}:{}".format(*client.getsockname())
+        equal(echo.line(), f"#1 {name} opened")
+        closed = echo.line()
+        true(closed.startswith(f"#1 {name} closed: receive_timed_out "), closed)
+        equal(echo.end(signal.SIGINT), 0, "status")
+
+
+@test
+def the_deadlines_on_the_command_line_are_each_their_own_reason():
+    for kind in ("first-byte", "receive"):
+        with Echo(f"--{kind}-timeout", "50ms") as echo, echo.client() as mute:
+            equal(mute.recv(1), b"")
+            closed = echo.event("closed")
+            equal(closed["reason"], f"{kind.replace('-', '_')}_timed_out")
+            true(closed["age_ms"] >= 50, f"closed before its time: {closed}")
+    with Echo("--flood", "--send-timeout", "100ms") as echo, echo.client():
+        equal(echo.event("closed")["reason"], "send_timed_out")
+    with Echo("--accept-timeout", "30ms") as echo:
+        true(echo.event("accept_timed_out")["after_ms"] >= 30, "not before its time")
+        true(echo.event("accept_timed_out")["after_ms"] >= 30, "once per period")
+
+
+@test
+def a_client_that_reads_nothing_meets_the_backlog_bound():
+    with Echo("--backlog-max", 100_000) as echo, echo.client() as client:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(bytes(65536))
+        equal(echo.event("closed")["reason"], "backlog_full")
+
+
+@test
+def a_flood_never_ends_whatever_the_bound():
+    for bound in (1, 1000, 100_000, 16 << 20):
+        with Echo("--flood", "--backlog-max", bound) as echo, echo.client() as client:
+            left = 4 << 20 if bound > 1000 else 10_000
+            while left > 0:
+                some = client.recv(min(left, 1 << 18))
+                true(some, f"bound {bound}: the flood ended")
+                left -= len(some)
+
+
+@test
+def replies_per_message_wait_for_whole_messages_and_the_rest_comes_at_the_end():
+    with Echo("--reply-per-message", 10) as echo, echo.client() as client:
+        client.sendall(b"0123456789abcde")
+        equal(client.recv(100), b"0123456789")
+        client.sendall(b"fghij!")
+        equal(client.recv(100), b"abcdefghij")
+        client.shutdown(socket.SHUT_WR)
+        equal(read_to_the_end(client), b"!")
+        closed = echo.event("closed")
+        equal((closed["reason"], closed["received"], closed["handed_to_kernel"]), ("peer_finished", 21, 21))
+
+
+@test
+def delayed_replies_come_after_the_delay_also_to_a_peer_that_has_finished():
+    with Echo("--reply-delay", "100ms") as echo, echo.client() as client:
+        sent = time.monotonic()
+        client.sendall(b"late")
+        client.shutdown(socket.SHUT_WR)
+        equal(read_to_the_end(client), b"late")
+        true(time.monotonic() - sent >= 0.1, "the reply came before its time")
+        equal(echo.event("closed")["reason"], "peer_finished")
+    with Echo("--reply-delay", "1h", "--drain-timeout", "50ms") as echo, echo.client() as client:
+        client.sendall(b"never")
+        client.shutdown(socket.SHUT_WR)
+        equal(echo.event("closed")["reason"], "drain_timed_out")
+
+
+@test
+def stats_name_every_counter():
+    with Echo("--stats", "10ms") as echo, echo.client() as client:
+        client.sendall(b"x")
+        client.recv(1)
+        while (stats := echo.event("stats"))["received_bytes"] == 0:
+            pass
+        equal((stats["reactor"], stats["opened"], stats["closed"], stats["sent_bytes"]), (0, 1, 0, 1))
+        equal(stats["closed_for"]["peer_finished"], 0)
+        for counter in "turns events receive_calls send_calls timers_fired shed loop_delay_ns_total loop_delay_ns_max".split():
+            true(isinstance(stats[counter], int), counter)
+
+
+@test
+def a_signal_closes_everything_and_tells_it():
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with Echo("--drain-timeout", "50ms") as echo, echo.client() as idle:
+            echo.event("opened")
+            equal(echo.end(number), 0, "status")
+            equal([event["reason"] for event in echo.events("closed")], ["server_stopping"])
+            equal(read_to_the_end(idle), b"")
+    with Echo("--drain-timeout", "1h") as echo, echo.client() as idle:
+        echo.event("opened")
+        echo.process.send_signal(signal.SIGTERM)
+        equal(idle.recv(1), b"", "our end, at the first signal")
+        equal(echo.end(signal.SIGTERM), 0, "status at the second one")
+        equal([event["reason"] for event in echo.events("closed")], ["server_stopping"])
+
+
+@test
+def a_reader_that_goes_away_ends_the_server_in_order():
+    with Echo() as echo:
+        echo.process.stdout.close()
+        with echo.client() as client:
+            read_to_the_end(client)  # nothing is printed before it has connected; then the broken pipe is met
+        equal(echo.process.wait(PATIENCE), 0, "status")
+        equal(echo.process.stderr.read(), "", "stderr")
+
+
+@test
+def a_reader_that_is_stuck_holds_up_no_connection():
+    with Echo() as echo:
+        for _ in range(1000):  # far more lines than a pipe holds
+            with echo.client() as client:
+                client.sendall(b"x")
+                equal(client.recv(1), b"x")
+        equal(echo.end(signal.SIGTERM), 0, "status")
+        equal((len(echo.events("opened")), len(echo.events("closed"))), (1000, 1000))
+
+
+@test
+def a_full_disk_is_told_on_stderr():
+    with open("/dev/full", "w") as full, closed_port() as address:
+        done = subprocess.run([programs["probe"], address], stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    equal(done.returncode, 1, "status")
+    true("No space left" in done.stderr and done.stderr.count("\n") == 1, done.stderr)
+
+
+@test
+def out_of_descriptors_the_server_sheds_and_says_so():
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+    with Echo(preexec_fn=few) as echo, contextlib.ExitStack() as clients:
+        for _ in range(40):
+            clients.enter_context(echo.client())
+        equal(echo.event("shed")["errno"], 24)
+        paused = echo.event("accept_paused")
+        true(paused["errno"] == 24 and paused["retry_ms"] > 0, paused)
+        clients.close()
+        true(echo.event("accept_resumed")["after_ms"] > 0, "resumed when there was room again")
+
+
+@test
+def a_probe_tells_accepted_and_rejected():
+    with Echo() as echo:
+        status, out, error = run("probe", echo.address)
+        equal((status, error), (0, ""))
+        true(out.startswith(f"{echo.address} accepted") and out.count("\n") == 1, out)
+        status, out, _ = run("probe", echo.address, "--json", "--source", "127.0.0.2:0")
+        equal((status, [json.loads(line)["event"] for line in out.splitlines()]), (0, ["opened", "closed"]))
+        echo.event("opened")
+        true(echo.event("opened")["peer"].startswith("127.0.0.2:"), "the source was used")
+    with closed_port() as address:
+        status, out, error = run("probe", address)
+        equal((status, error), (1, ""))
+        true("rejected" in out and "ECONNREFUSED" in out, out)
+        status, out, _ = run("probe", address, "--json")
+        equal((status, json.loads(out)["reason"], json.loads(out)["phase"]), (1, "connect_refused", "connecting"))
+
+
+@test
+def a_probe_that_gets_no_answer_times_out():
+    with socket.socket() as full, contextlib.ExitStack() as waiting:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = "127.0.0.1:{}".format(full.getsockname()[1])
+        for _ in range(8):  # the accept queue is full after one or two: later handshakes get no answer
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.getsockname())
+        status, out, _ = run("probe", address, "--connect-timeout", "200ms")
+        equal(status, 2, out)
+        true("timed out" in out, out)
+
+
+@test
+def a_held_probe_stays_and_tells_how_the_connection_ends():
+    with Echo("--receive-timeout", "100ms") as echo:
+        status, out, _ = run("probe", echo.address, "--hold", "--json")
+        equal((status, [json.loads(line)["event"] for line in out.splitlines()]), (0, ["opened", "closed"]))
+        equal(json.loads(out.splitlines()[1])["reason"], "peer_finished")
+        equal(echo.event("closed")["reason"], "receive_timed_out")
+    with Echo() as echo:
+        status, out, _ = run("probe", echo.address, "--hold", "--receive-timeout", "50ms")
+        equal(status, 4, out)
+        true("receive_timed_out" in out, out)
+        status, out, _ = run("probe", echo.address, "--finish")
+        equal(status, 0, out)
+        true("peer_finished" in out, out)
+        with Tool("probe", echo.address, "--hold", "--json") as probe:
+            probe.event("opened")
+            equal(probe.end(signal.SIGTERM), 0, "status")
+            equal([event["reason"] for event in probe.events("closed")], ["local_close"])
+
+
+@test
+def a_flooding_probe_fills_a_server_that_does_not_read():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "127.0.0.1:{}".format(server.getsockname()[1])
+        status, out, _ = run("probe", address, "--flood", "--send-timeout", "100ms", "--json")
+        closed = json.loads(out.splitlines()[-1])
+        equal((status, closed["reason"]), (4, "send_timed_out"))
+        true(closed["unsent"] > 1 << 20, closed)
+
+
+@test
+def a_load_counts_measures_and_finds_no_error():
+    with Echo() as echo:
+        common = [echo.address, "--json", "--warmup", "50ms", "--duration", "300ms"]
+        for extra in (
+            [],
+            ["--connections", 50, "--pipeline", 16],
+            ["--connections", 3, "--size", 1_000_003, "--pipeline", 2],
+            ["--connections", 4, "--size", 131_071],
+            ["--connections", 10, "--rate", 500],
+            ["--connections", 500],
+        ):
+            status, out, error = run("load", *common, *extra)
+            result = json.loads(out)
+            equal((status, result["event"], result["errors"], error), (0, "result", 0, ""), f"{extra}")
+            true(result["messages"] > 0 and result["bytes"] > 0 and result["seconds"] > 0, f"{extra}: {result}")
+            order = [result[key] for key in ("p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns")]
+            equal(order, sorted(order), f"{extra}: the quantiles' order")
+            if "--rate" in extra:
+                true(result["messages"] <= 0.35 * 500 + 1, f"{extra}: {result['messages']} messages are more than were due")
+        equal(echo.end(signal.SIGTERM), 0, "the server's status")
+        equal(len(echo.events("opened")), len(echo.events("closed")), "opened and closed")
+        equal({event["reason"] for event in echo.events("closed")}, {"peer_finished"})
+
+
+@test
+def a_load_notices_every_kind_of_wrong_echo():
+    late = 50_000  # bytes that are echoed as they should be
+    wrong = {
+        "changes a byte": lambda some, before: some[:-1] + bytes([some[-1] ^ 1]) if before > late else some,
+        "loses a byte": lambda some, before: some[1:] if before > late else some,
+        "swaps two bytes": lambda some, before: some[1::-1] + some[2:] if before > late else some,
+        "adds a byte": lambda some, before: some + b"x" if before > late else some,
+        "says something first": lambda some, before: some if before else b"220 welcome\r\n" + some,
+        "falls silent": lambda some, before: some if before < late else b"",
+    }
+    for what, answer in wrong.items():
+        with python_server(answer) as address:
+            status, out, error = run("load", address, "--json", "--pipeline", 4, "--warmup", "0s", "--duration", "2s")
+            result = json.loads(out)
+            equal((status, result["errors"]), (1, 1), f"a server that {what}")
+            true(error.count("\n") == 1, f"a server that {what}: {error!r}")
+
+
+@test
+def a_stalled_server_can_not_hide_the_messages_it_kept_from_being_sent():
+    with Echo() as echo, Tool("load", echo.address, "--rate", 1000, "--warmup", "0s", "--duration", "3s", "--json") as load:
+        echo.event("opened")
+        echo.process.send_signal(signal.SIGSTOP)
+        equal(load.end(), 1, "status")
+        echo.process.send_signal(signal.SIGCONT)
+        result = load.events("result")[0]
+        true(result["p90_ns"] > 1_000_000_000, f"most messages were not answered within the second after the end: {result}")
+
+
+@test
+def a_load_interrupted_reports_what_it_has():
+    with Echo() as echo, Tool("load", echo.address, "--warmup", "0s", "--duration", "1h", "--json") as load:
+        echo.event("opened")
+        equal(load.end(signal.SIGINT), 0, "status")
+        result = load.events("result")[0]
+        equal(result["errors"], 0)
+        true(result["seconds"] < PATIENCE, result)
+
+
+@test
+def a_load_tells_a_refused_connection_and_a_server_that_dies():
+    with closed_port() as address:
+        status, out, error = run("load", address, "--json", "--connections", 3)
+        equal((status, json.loads(out)["errors"], json.loads(out)["p50_ns"]), (1, 3, None))
+        true("ECONNREFUSED" in error and error.count("\n") == 1, error)
+    with Echo() as echo, Tool("load", echo.address, "--connections", 5, "--duration", "1h", "--json") as load:
+        for _ in range(5):
+            echo.event("opened")
+        echo.process.kill()
+        equal(load.end(), 1, "status")
+        equal(load.events("result")[0]["errors"], 5)
+
+
+def main():
+    build = pathlib.Path(sys.argv[1]).resolve()
+    programs.update({name: str(build / f"vigil-{name}") for name in ("echo", "probe", "load")})
+    wanted = sys.argv[2:]
+    failed = 0
+    chosen = [each for each in tests if not wanted or each.__name__ in wanted]
+    for each in chosen:
+        try:
+            each()
+        except (AssertionError, OSError, subprocess.SubprocessError, ValueError, KeyError, IndexError) as problem:
+            failed += 1
+            lines = [frame.lineno for frame in traceback.extract_tb(problem.__traceback__) if frame.name == each.__name__]
+            print(f"FAILED {each.__name__.replace('_', ' ')} (line {lines[-1]}): {problem or type(problem).__name__}", flush=True)
+    print(f"{len(chosen) - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
