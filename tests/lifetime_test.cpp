@@ -450,7 +450,7 @@ TEST_CASE("everything can be done where the accept deadline is told") {
       {.timeouts = {.accept = 2ms}});
 }
 
-TEST_CASE("everything can be done where a connection is shed, where accepting pauses and where it resumes") {
+TEST_CASE("everything can be done where one is shed without a descriptor left, where accepting pauses and where it resumes") {
   for (int skipped = 0; skipped < 3; ++skipped) {
     INFO("events before the deed's: ", skipped);
     in_every_deed([skipped](Play& play) {
