@@ -93,7 +93,9 @@ std::string to_json(const CloseRecord& record) {
     if (object.size() > 1) object += ',';
     object += std::string("\"") + key + "\":" + (value == nullptr ? "null" : '"' + std::string(value) + '"');
   };
-  const auto number = [&object](const char* key, const std::string& value) { object += std::string(",\"") + key + "\":" + value; };
+  const auto number = [&object](const char* key, const std::string& value) {
+    object += std::string(",\"") + key + "\":" + value;
+  };
   text("reason", to_string(record.reason));
   text("verdict", nullptr);
   text("origin", to_string(record.origin));

@@ -1,5 +1,5 @@
-// One connection's life. The header of connection_life.hpp draws the paths; the rules of which reason wins stand in close_record.hpp
-// and are here in three places: stream_error(), expire() and begin_close().
+// One connection's life. The header of connection_life.hpp draws the paths; the rules of which reason wins stand in
+// close_record.hpp and are here in three places: stream_error(), expire() and begin_close().
 #include "vigil/connection.hpp"
 
 #include <algorithm>
@@ -18,7 +18,8 @@ namespace {
 /// than the system call it may save.
 constexpr std::size_t large_piece_bytes = 8 * 1024;
 
-/// How many pieces of the queue one system call carries, and how many calls one connection may make before others have their turn.
+/// How many pieces of the queue one system call carries, and how many calls one connection may make before others have their
+/// turn.
 constexpr std::size_t pieces_per_send = 16;
 constexpr int sends_per_turn = 16;
 
@@ -83,10 +84,12 @@ constexpr std::uint8_t number(Operation operation) { return static_cast<std::uin
 
 constinit const SourceOperations ConnectionLife::operations{ready, due, flush, finish, stop, nullptr};
 
+void* Connection::handler_storage() { return reinterpret_cast<std::byte*>(this) + policy_->handler_offset; }
+
 // --- birth
 
-Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler, const BacklogBounds& bounds,
-                            const Timeouts& own_layer, const char* operation) {
+Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
+                            const BacklogBounds& bounds, const Timeouts& own_layer, const char* operation) {
   if (auto valid = validate(own_layer, operation); !valid) return valid;
   if (bounds.bytes_max == 0 || bounds.bytes_max > UINT32_MAX) return Error{operation, EINVAL, "backlog_bytes_max out of range"};
   if (bounds.low_mark > bounds.high_mark) return Error{operation, EINVAL, "backlog low mark above the high mark"};
@@ -97,8 +100,10 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   if (fresh == nullptr) return Error{operation, ENOMEM};
   fresh->core = &core;
   fresh->on_receive = handler.on_receive;
-  fresh->handler_offset = static_cast<std::uint32_t>(ConnectionLife::handler_offset(std::max(handler.alignment, alignof(PeerAddress))));
+  fresh->handler_offset =
+      static_cast<std::uint32_t>(ConnectionLife::handler_offset(std::max(handler.alignment, alignof(PeerAddress))));
   fresh->backlog_bytes_max = static_cast<std::uint32_t>(bounds.bytes_max);
+  fresh->gather_max = std::min(bounds.bytes_max, core.options.gather_buffer_bytes);
   // A mark beyond the bound is never reached: then on_send_drained simply does not come.
   fresh->high_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.high_mark, UINT32_MAX));
   fresh->low_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.low_mark, UINT32_MAX));
@@ -141,7 +146,9 @@ Connection* ConnectionLife::begin(ConnectionPolicy& policy, int descriptor, cons
   return &connection;
 }
 
-void ConnectionLife::build_handler(Connection& connection, Construct& construct) { construct(connection.handler_storage(), connection); }
+void ConnectionLife::build_handler(Connection& connection, Construct& construct) {
+  construct(connection.handler_storage(), connection);
+}
 
 void ConnectionLife::register_stream(Connection& connection) {
   const int error = connection.policy_->core->poller.add(connection, Poller::Interest::stream);
@@ -153,7 +160,8 @@ void ConnectionLife::established(Connection& connection) {
   connection.stage_ = Connection::Stage::open;
   connection.set(Connection::was_open);
   connection.last_received_ = core.read_clock();  // first_byte and receive run from here
-  if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(connection.handler_storage(), connection);
+  if (connection.policy_->handler->on_open != nullptr)
+    connection.policy_->handler->on_open(connection.handler_storage(), connection);
   if (connection.stage_ != Connection::Stage::open) return;
   core.read_clock();
   rearm(core, connection);
@@ -186,7 +194,101 @@ void ConnectionLife::confirm_connect(ReactorCore& core, Connection& connection, 
     return end(connection, CloseReason::self_connect);
   if (error != 0) latch_error(connection, error, number(Operation::connect));
   established(connection);
-  if (connection.stage_ == Connection::Stage::open) exchange(core, connection, readiness);
+  if (connection.stage_ == Connection::Stage::open) ready(core, connection, readiness);
+}
+
+// --- a dispatch
+//
+// exchange() and what it calls for a plain message are the hot path: a recv, the handler, a send. What is rare is called, not
+// inlined.
+
+inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, std::size_t size) {
+  connection.received_ += size;
+  core.counters.received_bytes += size;
+  if (connection.has(Connection::closing)) [[unlikely]]
+    return;  // counted and discarded
+  connection.policy_->on_receive(connection.handler_storage(), connection, Bytes(core.receive_buffer.get(), size));
+}
+
+/// A short read has drained a TCP socket. Not so where an end or error was signalled or latched, at an urgent mark, or on a Unix
+/// stream, which stops short at a message with ancillary data: there it is read until the kernel has no more.
+inline bool ConnectionLife::is_plain(const Connection& connection, Readiness readiness) {
+  constexpr unsigned not_plain =
+      Connection::closing | Connection::peer_finished | Connection::end_hinted | Connection::error_latched;
+  return (readiness.bits & ~Readiness::writable) == Readiness::readable &&
+         (connection.flags_ & (not_plain | Connection::tcp)) == Connection::tcp;
+}
+
+inline ssize_t ConnectionLife::read_some(ReactorCore& core, const Connection& connection) {
+  ++core.counters.receive_calls;
+  return receive_once(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
+}
+
+/// Goes on with the answer of the first read until the socket is drained, has ended, or has had its share of the turn.
+void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
+  const bool plain = is_plain(connection, readiness);
+  for (std::size_t reads = core.options.reads_per_turn;; returned = read_some(core, connection)) {
+    if (classify_receive(returned) != ReceiveOutcome::data) return heard_no_data(core, connection, readiness, returned);
+    const auto size = static_cast<std::size_t>(returned);
+    // The handler may have made the clock be read since the last read of this dispatch: the stamp was stored, and is owed anew.
+    if (core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
+    deliver(core, connection, size);
+    if (connection.stage_ != Connection::Stage::open || (plain && size < core.options.receive_buffer_bytes)) return;
+    core.dispatched();                                                 // each read asks for a stamp: room for the next
+    if (--reads == 0) return core.ready_later(connection, readiness);  // more may be there, and others wait
+  }
+}
+
+/// What the kernel took; with that, an error is latched and a short answer means stalled.
+inline std::size_t ConnectionLife::account_sent(ReactorCore& core, Connection& connection, ssize_t returned) {
+  if (returned > 0) [[likely]] {
+    connection.handed_to_kernel_ += static_cast<std::size_t>(returned);
+    core.counters.sent_bytes += static_cast<std::size_t>(returned);
+    return static_cast<std::size_t>(returned);
+  }
+  sent_nothing(core, connection, returned);
+  return 0;
+}
+
+inline void ConnectionLife::send_gathered(ReactorCore& core, Connection& connection) {
+  const std::size_t size = core.gathered;
+  core.gathered = 0;
+  ++core.counters.send_calls;
+  const ssize_t returned = send_once(connection.descriptor_, core.gather_buffer.get(), size);
+  const std::size_t taken = account_sent(core, connection, returned);
+  if (taken != size) [[unlikely]]
+    keep_gathered(core, connection, taken, size);
+}
+
+/// One dispatch of an open connection: receive what is there, then send what its handler said to it.
+inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
+  core.gathering = &connection;
+  core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
+  if (const bool plain = is_plain(connection, readiness); plain || worth_receiving(connection, readiness)) [[likely]] {
+    const ssize_t returned = read_some(core, connection);
+    if (returned > 0) [[likely]]
+      core.stamp_soon(&connection.last_received_);
+    if (plain && returned > 0 && static_cast<std::size_t>(returned) < core.options.receive_buffer_bytes) [[likely]] {
+      deliver(core, connection, static_cast<std::size_t>(returned));
+    } else {
+      receive(core, connection, readiness, returned);
+    }
+  }
+  if (connection.stage_ == Connection::Stage::open) [[likely]] {
+    if (core.gathered != 0) [[likely]]
+      send_gathered(core, connection);
+    if ((connection.queue_ != nullptr) | connection.has(Connection::finish_wanted | Connection::lingering)) [[unlikely]]
+      write_ready(core, connection, readiness);
+  } else {
+    connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);  // told as unsent
+    core.gathered = 0;
+  }
+  core.gathering = nullptr;
+}
+
+void ConnectionLife::write_ready(ReactorCore& core, Connection& connection, Readiness readiness) {
+  if (readiness.any_of(Readiness::writable)) connection.clear(Connection::stalled);
+  write_out(core, connection);
 }
 
 // --- the phases of a turn
@@ -203,72 +305,37 @@ void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
   if (connection.stage_ == Connection::Stage::open) write_out(core, connection);
 }
 
-void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
-  core.gathering = &connection;
-  core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
-  if (readiness.any_of(Readiness::writable)) connection.clear(Connection::stalled);
-  receive(core, connection, readiness);
-  if (connection.stage_ == Connection::Stage::open) [[likely]] {
-    send_gathered(core, connection);
-    if ((connection.queue_ != nullptr) | connection.has(Connection::finish_wanted | Connection::lingering)) [[unlikely]]
-      write_out(core, connection);
-  } else {
-    connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);  // told as unsent
-  }
-  core.gathered = 0;
-  core.gathering = nullptr;
-}
-
-void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readiness readiness) {
-  if (!readiness.any_of(Readiness::readable | Readiness::urgent | end_hints)) return;
+/// Whether readiness that is not simply "readable" is a reason to ask recv.
+bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness) {
+  if (!readiness.any_of(Readiness::readable | Readiness::urgent | end_hints)) return false;
   if (readiness.any_of(Readiness::ended)) connection.set(Connection::end_hinted);
   // After the peer's end only a reset can follow, and only an error hint tells of it.
-  if (connection.has(Connection::peer_finished) && !connection.has(Connection::error_latched) && !readiness.any_of(Readiness::error)) return;
+  return !connection.has(Connection::peer_finished) || connection.has(Connection::error_latched) ||
+         readiness.any_of(Readiness::error);
+}
 
-  // A short read has drained a TCP socket. Not so where an end or error was signalled or latched, at an urgent mark, or on a Unix
-  // stream, which stops short at a message with ancillary data.
-  const bool until_empty = readiness.any_of(Readiness::urgent | Readiness::error) || !connection.has(Connection::tcp) ||
-                           connection.has(Connection::end_hinted | Connection::error_latched);
-  const std::size_t room = core.options.receive_buffer_bytes;
-  for (std::size_t reads = 0; reads < core.options.reads_per_turn; ++reads) {
-    ++core.counters.receive_calls;
-    const ssize_t returned = receive_once(connection.descriptor_, core.receive_buffer.get(), room);
-    switch (classify_receive(returned)) {
-      case ReceiveOutcome::data: {
-        const auto size = static_cast<std::size_t>(returned);
-        connection.received_ += size;
-        core.counters.received_bytes += size;
-        if (reads == 0) core.stamp_soon(&connection.last_received_);
-        if (!connection.has(Connection::closing)) [[likely]] {
-          connection.policy_->on_receive(connection.handler_storage(), connection, Bytes(core.receive_buffer.get(), size));
-          if (connection.stage_ != Connection::Stage::open) [[unlikely]]
-            return;
-        }
-        if (size < room && !until_empty) [[likely]]
-          return;
-        break;
+void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
+  switch (classify_receive(returned)) {
+    case ReceiveOutcome::no_data:
+      ++core.counters.empty_receives;
+      if (connection.has(Connection::error_latched)) stream_error(core, connection);
+      return;
+    case ReceiveOutcome::finished:
+      if (readiness.any_of(Readiness::error) && !connection.has(Connection::error_latched)) {
+        // A reset behind the peer's FIN never reaches recv; SO_ERROR has it. Soft errors of the path, which it may have too, are
+        // no end.
+        int error = 0;
+        socklen_t length = sizeof error;
+        if (sys::get_option(connection.descriptor_, SOL_SOCKET, SO_ERROR, &error, &length) == 0 &&
+            (is_reset(error) || error == ETIMEDOUT))
+          latch_error(connection, error, number(Operation::recv));
+        if (connection.has(Connection::error_latched)) connection.set(Connection::peer_finished);
       }
-      case ReceiveOutcome::no_data:
-        ++core.counters.empty_receives;
-        if (connection.has(Connection::error_latched)) stream_error(core, connection);
-        return;
-      case ReceiveOutcome::finished:
-        if (readiness.any_of(Readiness::error) && !connection.has(Connection::error_latched)) {
-          // A reset behind the peer's FIN never reaches recv; SO_ERROR has it. Soft errors of the path, which it may have too, are
-          // no end.
-          int error = 0;
-          socklen_t length = sizeof error;
-          if (sys::get_option(connection.descriptor_, SOL_SOCKET, SO_ERROR, &error, &length) == 0 && (is_reset(error) || error == ETIMEDOUT))
-            latch_error(connection, error, number(Operation::recv));
-          if (connection.has(Connection::error_latched)) connection.set(Connection::peer_finished);
-        }
-        return connection.has(Connection::error_latched) ? stream_error(core, connection) : peer_end(core, connection);
-      default:
-        latch_error(connection, static_cast<int>(-returned), number(Operation::recv));
-        return stream_error(core, connection);
-    }
+      return connection.has(Connection::error_latched) ? stream_error(core, connection) : peer_end(core, connection);
+    default:
+      latch_error(connection, static_cast<int>(-returned), number(Operation::recv));
+      return stream_error(core, connection);
   }
-  core.ready_later(connection, readiness);  // more may be there, and others wait
 }
 
 // --- what the stream said
@@ -341,37 +408,55 @@ bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes by
   return true;
 }
 
-Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
-  constexpr unsigned ended_flags = Connection::closing | Connection::finish_wanted;
-  if (connection.stage_ != Connection::Stage::open || connection.has(ended_flags | Connection::lingering)) [[unlikely]] {
-    if (connection.stage_ == Connection::Stage::vacant) return Error{"send", EBADF};
-    if (connection.stage_ == Connection::Stage::ended || connection.has(ended_flags)) return Error{"send", EPIPE};
-    if (connection.has(Connection::lingering)) {  // the handler still has something to say to a peer that finished
-      connection.drain_began_ = never_due;
-      connection.policy_->core->flush_later(connection);
+inline void ConnectionLife::gather(ReactorCore& core, Bytes bytes) {
+  std::byte* const end = core.gather_buffer.get() + core.gathered;
+  core.gathered += bytes.size();
+  std::memcpy(end, bytes.data(), bytes.size());
+}
+
+/// The hot half: a small piece to the connection being dispatched, nothing queued before it, is gathered.
+Result<void> Connection::send(Bytes bytes) {
+  if (stage_ == Stage::open && !has(closing | finish_wanted | lingering) && queue_ == nullptr) [[likely]] {
+    ReactorCore& core = *policy_->core;
+    core.assert_thread();
+    if (core.gathers_for(*this) && send_progress_ != nothing_outstanding && bytes.size() < large_piece_bytes &&
+        bytes.size() <= policy_->gather_max - core.gathered) [[likely]] {
+      ConnectionLife::gather(core, bytes);
+      return {};
     }
   }
+  return ConnectionLife::send(*this, bytes);
+}
+
+Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
+  constexpr unsigned ended_flags = Connection::closing | Connection::finish_wanted;
+  if (connection.stage_ == Connection::Stage::vacant) return Error{"send", EBADF};
+  if (connection.stage_ == Connection::Stage::ended || connection.has(ended_flags)) return Error{"send", EPIPE};
   ReactorCore& core = *connection.policy_->core;
   core.assert_thread();
+  if (connection.has(Connection::lingering)) {  // the handler still has something to say to a peer that finished
+    connection.drain_began_ = never_due;
+    core.flush_later(connection);
+  }
   const bool gathers = core.gathers_for(connection);
+  const std::size_t bound = connection.policy_->backlog_bytes_max;
   const std::size_t held = connection.queued_bytes_ + (gathers ? core.gathered : 0);
-  if (bytes.size() > connection.policy_->backlog_bytes_max - std::min<std::size_t>(held, connection.policy_->backlog_bytes_max))
-      [[unlikely]] {
+  if (bytes.size() > bound - std::min(held, bound)) {
+    connection.set(Connection::reset_wanted);  // the peer must not take what it has for the whole stream
     end(connection, CloseReason::backlog_full);
     return Error{"send", ENOBUFS};
   }
-  if (connection.send_progress_ == nothing_outstanding && connection.stage_ == Connection::Stage::open) [[unlikely]]
-    start_send_clock(core, connection);
+  if (bytes.empty()) return {};
+  const bool open = connection.stage_ == Connection::Stage::open;
+  if (connection.send_progress_ == nothing_outstanding && open) start_send_clock(core, connection);
 
-  const bool direct = connection.queue_ == nullptr && connection.stage_ == Connection::Stage::open && !connection.has(Connection::stalled);
-  if (direct && gathers && bytes.size() < large_piece_bytes && bytes.size() <= core.options.gather_buffer_bytes - core.gathered) [[likely]] {
-    std::memcpy(core.gather_buffer.get() + core.gathered, bytes.data(), bytes.size());
-    core.gathered += bytes.size();
+  // A handler that sends until its backlog grows would never return while the peer reads as fast: beyond a budget it does grow.
+  const bool direct = open && connection.queue_ == nullptr && core.direct_sends_left > 0;
+  if (direct && gathers && bytes.size() < large_piece_bytes && bytes.size() <= connection.policy_->gather_max - core.gathered) {
+    gather(core, bytes);
     return {};
   }
-  if (bytes.empty()) return {};
-  // A handler that sends until its backlog grows would never return while the peer reads as fast: beyond a budget it does grow.
-  if (direct && (gathers || bytes.size() >= large_piece_bytes) && core.direct_sends_left > 0) return send_direct(core, connection, bytes);
+  if (direct && (gathers || bytes.size() >= large_piece_bytes)) return send_direct(core, connection, bytes);
   if (gathers && core.gathered != 0) send_gathered(core, connection);  // what came first leaves first
   if (!enqueue(core, connection, bytes)) return Error{"send", ENOMEM};
   if (connection.has(Connection::stalled)) return {};
@@ -393,45 +478,31 @@ Result<void> ConnectionLife::send_direct(ReactorCore& core, Connection& connecti
   --core.direct_sends_left;
   const ssize_t returned = gathered == 0 ? send_once(connection.descriptor_, bytes.data(), bytes.size())
                                          : send_vector_once(connection.descriptor_, pieces, 2);
-  std::size_t taken = 0;
-  if (classify_send(returned) == SendOutcome::failed) {
-    latch_error(connection, static_cast<int>(-returned), number(Operation::send));
-    core.ready_later(connection, {Readiness::readable});  // what the peer sent before comes first
-  } else if (returned > 0) {
-    taken = static_cast<std::size_t>(returned);
-    connection.handed_to_kernel_ += taken;
-    core.counters.sent_bytes += taken;
-  }
+  const std::size_t taken = account_sent(core, connection, returned);
   if (taken == total) return {};
-  ++core.counters.stalled_sends;
-  connection.set(Connection::stalled);
+  stall(core, connection);
   const std::size_t from_gathered = std::min(taken, gathered);
-  const bool kept = (gathered == from_gathered || enqueue(core, connection, Bytes(core.gather_buffer.get() + from_gathered, gathered - from_gathered))) &&
+  const bool kept = (gathered == from_gathered ||
+                     enqueue(core, connection, Bytes(core.gather_buffer.get() + from_gathered, gathered - from_gathered))) &&
                     enqueue(core, connection, bytes.without_first(taken - from_gathered));
   if (!kept) return Error{"send", ENOMEM};
   return {};
 }
 
-void ConnectionLife::send_gathered(ReactorCore& core, Connection& connection) {
-  if (core.gathered == 0) return;
-  const std::size_t size = core.gathered;
-  core.gathered = 0;
-  ++core.counters.send_calls;
-  const ssize_t returned = send_once(connection.descriptor_, core.gather_buffer.get(), size);
-  std::size_t taken = 0;
-  if (returned > 0) [[likely]] {
-    taken = static_cast<std::size_t>(returned);
-    connection.handed_to_kernel_ += taken;
-    core.counters.sent_bytes += taken;
-    if (taken == size) [[likely]]
-      return;
-  } else if (classify_send(returned) == SendOutcome::failed) {
-    latch_error(connection, static_cast<int>(-returned), number(Operation::send));
-    core.ready_later(connection, {Readiness::readable});
-  }
+void ConnectionLife::keep_gathered(ReactorCore& core, Connection& connection, std::size_t taken, std::size_t size) {
+  stall(core, connection);
+  (void)enqueue(core, connection, Bytes(core.gather_buffer.get() + taken, size - taken));  // it tells a failure itself
+}
+
+void ConnectionLife::sent_nothing(ReactorCore& core, Connection& connection, ssize_t returned) {
+  if (classify_send(returned) != SendOutcome::failed) return;
+  latch_error(connection, static_cast<int>(-returned), number(Operation::send));
+  core.ready_later(connection, {Readiness::readable});  // what the peer sent before comes first
+}
+
+void ConnectionLife::stall(ReactorCore& core, Connection& connection) {
   ++core.counters.stalled_sends;
   connection.set(Connection::stalled);
-  (void)enqueue(core, connection, Bytes(core.gather_buffer.get() + taken, size - taken));  // it tells a failure itself
 }
 
 void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
@@ -444,20 +515,10 @@ void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
     ++core.counters.send_calls;
     const ssize_t returned = count == 1 ? send_once(connection.descriptor_, pieces[0].iov_base, pieces[0].iov_len)
                                         : send_vector_once(connection.descriptor_, pieces, count);
-    if (classify_send(returned) == SendOutcome::failed) {
-      latch_error(connection, static_cast<int>(-returned), number(Operation::send));
-      return core.ready_later(connection, {Readiness::readable});
-    }
-    const std::size_t taken = returned > 0 ? static_cast<std::size_t>(returned) : 0;
+    const std::size_t taken = account_sent(core, connection, returned);
     send_queue::consume(core.chunks, connection.queue_, taken);
     connection.queued_bytes_ -= static_cast<std::uint32_t>(taken);
-    connection.handed_to_kernel_ += taken;
-    core.counters.sent_bytes += taken;
-    if (taken < wanted) {
-      ++core.counters.stalled_sends;
-      connection.set(Connection::stalled);
-      return;
-    }
+    if (taken < wanted) return stall(core, connection);
   }
 }
 
@@ -487,7 +548,7 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
   connection.reason_ = reason;
   core.read_clock();
   if (connection.send_progress_ == never_due) start_send_clock(core, connection);  // `never` counts as drain's from now on
-  rearm(core, connection);  // the receive side's deadlines have ended
+  rearm(core, connection);                                                         // the receive side's deadlines have ended
   core.flush_later(connection);
 }
 
@@ -546,7 +607,8 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   const CloseRecord record = record_of(core, connection);
   if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
     const linger at_once{1, 0};
-    (void)sys::set_option(connection.descriptor_, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);  // fails on a dead socket only
+    (void)sys::set_option(connection.descriptor_, SOL_SOCKET, SO_LINGER, &at_once,
+                          sizeof at_once);  // fails on a dead socket only
   }
   sys::close(connection.descriptor_);
   connection.descriptor_ = -1;
@@ -682,10 +744,6 @@ Connection& ConnectionLife::over() {
   return *connection;
 }
 
-void* Connection::handler_storage() { return reinterpret_cast<std::byte*>(this) + policy_->handler_offset; }
-
-Result<void> Connection::send(Bytes bytes) { return ConnectionLife::send(*this, bytes); }
-
 Result<void> Connection::finish() {
   if (stage_ == Stage::vacant) return Error{"finish", EBADF};
   if (stage_ == Stage::ended || has(closing)) return Error{"finish", EPIPE};
@@ -773,7 +831,8 @@ Duration Connection::silence() const {
 Connection& ConnectionHandle::over() { return ConnectionLife::over(); }
 
 Connection& ConnectionHandle::target() const {
-  if (connection_ == nullptr || connection_->generation() != generation_ || connection_->stage_ == Connection::Stage::vacant) return over();
+  if (connection_ == nullptr || connection_->generation() != generation_ || connection_->stage_ == Connection::Stage::vacant)
+    return over();
   return *connection_;
 }
 

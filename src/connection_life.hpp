@@ -1,8 +1,8 @@
 // The life of a connection, as the reactor, listeners and connectors lead it. The rules stand in connection.cpp.
 //
-// The path of a byte in: ready() -> receive() -> the handler. Out: Connection::send() -> the gather buffer or the queue -> write_out().
-// The path of a deadline: earliest_deadline() says which comes first; rearm() puts the one node there; due() asks the kernel once
-// more and then lets expire() judge. Every life ends in end(), and is told in finish().
+// The path of a byte in: ready() -> receive() -> the handler. Out: Connection::send() -> the gather buffer or the queue ->
+// write_out(). The path of a deadline: earliest_deadline() says which comes first; rearm() puts the one node there; due() asks
+// the kernel once more and then lets expire() judge. Every life ends in end(), and is told in finish().
 #pragma once
 
 #include <cstdint>
@@ -19,6 +19,7 @@ struct ConnectionPolicy {
   void (*on_receive)(void*, Connection&, Bytes) noexcept = nullptr;  // a copy of handler->on_receive: one load less per message
   std::uint32_t handler_offset = 0;
   std::uint32_t references = 1;
+  std::size_t gather_max = 0;  // of the gather buffer, within backlog_bytes_max
   std::uint32_t backlog_bytes_max = 0;
   std::uint32_t high_mark = 0;
   std::uint32_t low_mark = 0;
@@ -62,10 +63,20 @@ struct ConnectionLife {
 
   // Where readiness becomes outcomes.
   static void exchange(ReactorCore& core, Connection& connection, Readiness readiness);
-  static void receive(ReactorCore& core, Connection& connection, Readiness readiness);
+  [[nodiscard]] static bool is_plain(const Connection& connection, Readiness readiness);
+  [[nodiscard]] static ssize_t read_some(ReactorCore& core, const Connection& connection);
+  static void receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
+  static void deliver(ReactorCore& core, Connection& connection, std::size_t size);
+  [[nodiscard]] static bool worth_receiving(Connection& connection, Readiness readiness);
+  static void heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
+  static void write_ready(ReactorCore& core, Connection& connection, Readiness readiness);
   static void write_out(ReactorCore& core, Connection& connection);
   static void send_gathered(ReactorCore& core, Connection& connection);
   static void send_queued(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static std::size_t account_sent(ReactorCore& core, Connection& connection, ssize_t returned);
+  static void sent_nothing(ReactorCore& core, Connection& connection, ssize_t returned);
+  static void keep_gathered(ReactorCore& core, Connection& connection, std::size_t taken, std::size_t size);
+  static void stall(ReactorCore& core, Connection& connection);
   static void confirm_connect(ReactorCore& core, Connection& connection, Readiness readiness);
 
   // What the stream said.
@@ -93,6 +104,7 @@ struct ConnectionLife {
 
   // Sending.
   [[nodiscard]] static bool enqueue(ReactorCore& core, Connection& connection, Bytes bytes);
+  static void gather(ReactorCore& core, Bytes bytes);
   static Result<void> send(Connection& connection, Bytes bytes);
   static Result<void> send_direct(ReactorCore& core, Connection& connection, Bytes bytes);
 

@@ -2,7 +2,8 @@
 
 namespace vigil {
 
-EpollPoller::EpollPoller(std::size_t events_per_wait) : descriptor_(sys::epoll_create()), events_(events_per_wait) {}
+EpollPoller::EpollPoller(std::size_t events_per_wait)
+    : descriptor_(sys::epoll_create()), capacity_(static_cast<int>(events_per_wait)), events_(new epoll_event[events_per_wait]) {}
 
 EpollPoller::~EpollPoller() {
   if (descriptor_ >= 0) sys::close(descriptor_);

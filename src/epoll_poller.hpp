@@ -5,8 +5,10 @@
 // Thread: its reactor's.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <memory>
+#include <span>
 
 #include "sys/sys.hpp"
 #include "vigil/result.hpp"
@@ -16,7 +18,8 @@ namespace vigil {
 
 class EpollPoller {
  public:
-  /// How a source is to be woken: level-triggered, but for the last two. `stream` is registered once and never touched again: edge-triggered, both directions.
+  /// How a source is to be woken: level-triggered, but for the last two. `stream` is registered once and never touched again:
+  /// edge-triggered, both directions.
   enum class Interest : std::uint8_t { none, readable, writable, both, edge_readable, stream };
 
   struct Event {
@@ -37,36 +40,32 @@ class EpollPoller {
   void remove(Source& source);
 
   /// Waits at most `timeout` (negative: for ever) and returns the number of events, or the negated errno.
-  [[nodiscard]] int wait(Duration timeout) {
-    return sys::epoll_wait(descriptor_, events_.data(), static_cast<int>(events_.size()), timeout);
-  }
+  [[nodiscard]] int wait(Duration timeout) { return sys::epoll_wait(descriptor_, events_.get(), capacity_, timeout); }
 
-  [[nodiscard]] Event event(int index) const {
-    const epoll_event& seen = events_[static_cast<std::size_t>(index)];
+  /// What the last wait reported, of the first `count` events.
+  [[nodiscard]] std::span<const epoll_event> events(int count) const { return {events_.get(), static_cast<std::size_t>(count)}; }
+
+  [[nodiscard]] static Event event(const epoll_event& seen) {
     const std::uint64_t tag = seen.data.u64 & tag_mask;
     Source* source = reinterpret_cast<Source*>(seen.data.u64 & ~tag_mask);  // NOLINT: the kernel hands back what add() gave
-    if ((source->generation_ & tag_mask) != tag || source->operations_ == nullptr) return {nullptr, {}};
-    return {source, readiness_of(seen.events)};
+    return {(source->generation_ & tag_mask) == tag ? source : nullptr, readiness_of(seen.events)};
   }
 
  private:
   static constexpr std::uint64_t tag_mask = alignof(Source) - 1;
 
+  // Our bits have epoll's own values, and a hang-up of one half counts as one of both.
   static Readiness readiness_of(std::uint32_t events) {
-    static_assert(EPOLLIN == 1 && EPOLLPRI == 2 && EPOLLOUT == 4 && EPOLLERR == 8 && EPOLLHUP == 16);
-    unsigned bits = (events & EPOLLIN) | ((events & EPOLLOUT) >> 1);
-    if ((events & ~static_cast<std::uint32_t>(EPOLLIN | EPOLLOUT)) != 0) [[unlikely]] {
-      if ((events & (EPOLLRDHUP | EPOLLHUP)) != 0) bits |= Readiness::ended;
-      if ((events & EPOLLERR) != 0) bits |= Readiness::error;
-      if ((events & EPOLLPRI) != 0) bits |= Readiness::urgent;
-    }
-    return {static_cast<std::uint8_t>(bits)};
+    static_assert(Readiness::readable == EPOLLIN && Readiness::urgent == EPOLLPRI && Readiness::writable == EPOLLOUT);
+    static_assert(Readiness::error == EPOLLERR && Readiness::ended == EPOLLHUP && EPOLLRDHUP >> 9 == EPOLLHUP);
+    return {static_cast<std::uint8_t>((events | events >> 9) & 31U)};
   }
 
   [[nodiscard]] int control(int operation, Source& source, Interest interest);
 
   int descriptor_;
-  std::vector<epoll_event> events_;
+  int capacity_;
+  std::unique_ptr<epoll_event[]> events_;
 };
 
 using Poller = EpollPoller;

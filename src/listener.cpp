@@ -96,7 +96,8 @@ struct ListenerLife {
       if (options.reuse_port)
         if (const int error = set(*socket, SOL_SOCKET, SO_REUSEPORT, 1); error != 0) return Error{"listen", error, "reuse port"};
       // Urgent bytes stay in the stream, where they were sent (RFC 6093 section 6): none is lost.
-      if (const int error = set(*socket, SOL_SOCKET, SO_OOBINLINE, 1); error != 0) return Error{"listen", error, "urgent data inline"};
+      if (const int error = set(*socket, SOL_SOCKET, SO_OOBINLINE, 1); error != 0)
+        return Error{"listen", error, "urgent data inline"};
     }
     if (auto bound = bind(*socket, address); !bound) return Error{"listen", bound.error().code, "bind"};
     if (auto listening = vigil::listen(*socket, options.accept_queue); !listening) return listening.error();

@@ -24,9 +24,7 @@ Error check_options(const ReactorOptions& options) {
 }
 
 /// What the core was given, or the defaults where that is invalid: the error is latched and answered before anything is touched.
-ReactorOptions usable_options(const ReactorOptions& given) {
-  return check_options(given).code == 0 ? given : ReactorOptions{};
-}
+ReactorOptions usable_options(const ReactorOptions& given) { return check_options(given).code == 0 ? given : ReactorOptions{}; }
 
 }  // namespace
 
@@ -61,7 +59,9 @@ struct CoreSources {
     return error;
   }
 
-  static int change(ReactorCore& core, UserSource& source, Poller::Interest interest) { return core.poller.modify(source, interest); }
+  static int change(ReactorCore& core, UserSource& source, Poller::Interest interest) {
+    return core.poller.modify(source, interest);
+  }
 
   static void timer_due(ReactorCore&, Source& source) noexcept { of(source).on_due(); }
 
@@ -146,13 +146,12 @@ ReactorCore::ReactorCore(const ReactorOptions& given)
 
 ReactorCore::~ReactorCore() {
   in_turn = true;  // a callback told on the way out can't start another turn
-  shutting_down = true;
+  attend(shutting_down);
   stop_sources(true);
   // Every life that ends may end or cancel others from its on_close; nothing new can begin, so this comes to an end.
   while (flush_and_finish_once()) {
   }
-  for (auto& slab : slabs_)
-    slab->for_each_taken([this](Source& source) { source.operations_->cancel(*this, source); });
+  for (auto& slab : slabs_) slab->for_each_taken([this](Source& source) { source.operations_->cancel(*this, source); });
   while (finish_round()) {
   }
   std::vector<Task> undone;
@@ -172,7 +171,7 @@ ReactorCore::~ReactorCore() {
 
 Result<void> ReactorCore::usable(const char* operation) const {
   if (latched.code != 0) return latched;
-  if (shutting_down) return Error{operation, ESHUTDOWN};
+  if (attends(shutting_down)) return Error{operation, ESHUTDOWN};
   return {};
 }
 
@@ -191,7 +190,8 @@ Source* ReactorCore::take_source(SourceSlab& slab) {
   if (source == nullptr) return nullptr;
   // Room for every source on every list, so that putting one there later allocates nothing.
   if (++slots_ > ready_list.capacity()) {
-    for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_}) list->reserve(2 * slots_ + 64);
+    for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_})
+      list->reserve(2 * slots_ + 64);
   }
   return source;
 }
@@ -205,81 +205,112 @@ void ReactorCore::give_back(SourceSlab& slab, Source& source) {
 
 Result<void> ReactorCore::run() {
   if (in_turn || running) return Error{"run", EBUSY};
-  running = true;
-  clock_is_old_ = true;
-  stop_requested = false;
-  Result<void> outcome;
-  while (!stop_requested && !(shutting_down && alive() == 0)) {
-    outcome = turn(Duration::max());
-    if (!outcome) break;
-  }
-  running = false;
-  stop_requested = false;
-  return outcome;
-}
-
-Result<void> ReactorCore::turn(Duration at_most) {
-  if (in_turn) return Error{"run", EBUSY};
-  if (at_most < Duration::zero()) return Error{"run", EINVAL, "at_most is negative"};
   if (latched.code != 0) return latched;
-  if (!running || clock_is_old_) read_clock();  // what the caller did since the last turn is no delay of this one
-  owner = std::this_thread::get_id();
-  in_turn = true;
-  ++counters.turns;
-
-  const Duration limit = wait_limit(at_most);
-  const Instant wanted_end = limit < Duration::zero() || limit > never_due - now ? never_due : now + limit;
-  const int count = poller.wait(limit);
-  const Instant woken = read_clock();
-  Duration delay = std::max(woken - wanted_end, Duration::zero());
-  if (count < 0 && count != -EINTR) {
-    in_turn = false;
-    return Error{"wait", -count};
-  }
-
-  dispatch(std::max(count, 0));
-  direct_sends_left = direct_sends_per_dispatch;
-  advance_timers();
-  run_tasks();
-  flush_and_finish();
-
-  delay += (clock_is_old_ ? read_clock() : now) - woken;
-  clock_is_old_ = false;
-  counters.loop_delay_ns_total += static_cast<std::uint64_t>(delay.count());
-  counters.loop_delay_ns_max = std::max(counters.loop_delay_ns_max, static_cast<std::uint64_t>(delay.count()));
-  in_turn = false;
+  take_thread();
+  running = true;
+  attend(clock_is_old);
+  int error = 0;
+  while (error == 0 && !((attention & (stop_requested | shutting_down)) != 0 && run_is_over())) error = one_turn(Duration::max());
+  running = false;
+  attention &= static_cast<std::uint8_t>(~stop_requested);
+  if (error != 0) return Error{"wait", error};
   return {};
 }
 
-Duration ReactorCore::wait_limit(Duration at_most) {
-  if (!ready_list.empty() || !tasks_.empty() || !flush_list.empty() || !finish_list.empty() || stop_requested) return Duration::zero();
-  const Instant next = wheel.next_expiry();
-  if (next == never_due) return at_most == Duration::max() ? Duration(-1) : at_most;
-  return std::min(at_most, std::max(next - now, Duration::zero()));
+bool ReactorCore::run_is_over() const { return attends(stop_requested) || alive() == 0; }
+
+Result<void> ReactorCore::turn(Duration at_most) {
+  if (in_turn || running) return Error{"run", EBUSY};
+  if (at_most < Duration::zero()) return Error{"run", EINVAL, "at_most is negative"};
+  if (latched.code != 0) return latched;
+  take_thread();
+  attend(clock_is_old);  // what the caller did since the last turn is no delay of this one
+  in_turn = true;
+  const int error = one_turn(at_most);
+  in_turn = false;
+  if (error != 0) return Error{"wait", error};
+  return {};
 }
 
-void ReactorCore::dispatch(int count) {
-  counters.events += static_cast<std::uint64_t>(count);
-  ready_now_.swap(ready_list);
-  for (int index = 0; index < count; ++index) {
-    const auto [source, readiness] = poller.event(index);
-    if (source == nullptr) {
+/// The phases of a turn. Each is entered only if there is something for it: a message costs the wait, its dispatch and one look
+/// at the clock.
+[[gnu::always_inline]] inline int ReactorCore::one_turn(Duration at_most) {
+  ++counters.turns;
+  Instant wanted_end = next_expiry_;
+  if (attention != 0) [[unlikely]]
+    wanted_end = wait_end();
+  if (at_most < wanted_end - now) wanted_end = now + at_most;
+  int count = poller.wait(wanted_end == never_due ? Duration(-1) : std::max(wanted_end - now, Duration::zero()));
+  if (count < 0) [[unlikely]] {
+    if (count != -EINTR) return -count;
+    count = 0;
+  }
+  dispatch(count);
+  // Who is late was kept from looking at the timers: by the wait itself, or by the callbacks in between.
+  const Instant looked = read_clock();
+  if (looked > wanted_end) [[unlikely]]
+    count_delay(looked - wanted_end);
+  if (looked >= next_expiry_ || attention != 0) [[unlikely]]
+    other_phases();
+  return 0;
+}
+
+void ReactorCore::other_phases() {
+  if (now >= next_expiry_ || attends(wheel_changed)) advance_timers();
+  if (!attends(work_waits)) return;
+  attend(clock_is_old);
+  direct_sends_left = direct_sends_per_dispatch;
+  run_tasks();
+  flush_and_finish();
+  if (tasks_.empty() && ready_list.empty() && flush_list.empty() && finish_list.empty())
+    attention &= static_cast<std::uint8_t>(~work_waits);
+}
+
+/// When the wait is to end if something wants attention: at once if work is left, else at the next deadline.
+Instant ReactorCore::wait_end() {
+  if (attends(clock_is_old)) read_clock();
+  if (attends(wheel_changed)) {
+    wheel.advance(now);  // lets the wheel see how near its nodes are; what is due stays for the timers' phase
+    next_expiry_ = wheel.next_expiry();
+  }
+  const bool at_once = attends(work_waits | stop_requested);
+  attention &= static_cast<std::uint8_t>(~(clock_is_old | wheel_changed));
+  return at_once ? now : next_expiry_;
+}
+
+void ReactorCore::count_delay(Duration delay) {
+  counters.loop_delay_ns_total += static_cast<std::uint64_t>(delay.count());
+  counters.loop_delay_ns_max = std::max(counters.loop_delay_ns_max, static_cast<std::uint64_t>(delay.count()));
+}
+
+[[gnu::always_inline]] inline void ReactorCore::dispatch(int count) {
+  const bool left_over = attention != 0 && !ready_list.empty();
+  if (left_over) [[unlikely]]
+    ready_now_.swap(ready_list);
+  counters.events += static_cast<unsigned>(count);
+  for (const auto& seen : poller.events(count)) {
+    const auto [source, readiness] = Poller::event(seen);
+    if (source == nullptr) [[unlikely]] {
       ++counters.stale_events;
       continue;
     }
     // Left over from the last turn, too: one dispatch answers both, so that it gets one budget.
-    if (stop_requested || (source->lists_ & listed_ready) != 0) [[unlikely]] {
+    if (((source->lists_ & listed_ready) | (attention & stop_requested)) != 0) [[unlikely]] {
       ready_later(*source, readiness);
       continue;
     }
     source->operations_->ready(*this, *source, readiness);
     dispatched();
   }
+  if (left_over) dispatch_left_over();
+}
+
+void ReactorCore::dispatch_left_over() {
   for (std::size_t index = 0; index < ready_now_.size(); ++index) {  // by index: a callback may make the lists grow
     Source* source = unlist(ready_now_[index], listed_ready);
     if (source == nullptr) continue;
     const Readiness readiness = take_readiness(*source);
-    if (stop_requested) [[unlikely]] {
+    if (attends(stop_requested)) {
       ready_later(*source, readiness);
       continue;
     }
@@ -287,15 +318,15 @@ void ReactorCore::dispatch(int count) {
     dispatched();
   }
   ready_now_.clear();
-  read_clock();
 }
 
 void ReactorCore::advance_timers() {
+  attend(wheel_changed | clock_is_old);
+  direct_sends_left = direct_sends_per_dispatch;
   wheel.advance(now);
   while (TimerNode* node = wheel.take_due()) {
     Source& source = source_of(*node);
     ++counters.timers_fired;
-    clock_is_old_ = true;
     source.operations_->due(*this, source);
     dispatched();
   }
@@ -303,7 +334,6 @@ void ReactorCore::advance_timers() {
 
 void ReactorCore::run_tasks() {
   if (tasks_.empty()) return;
-  clock_is_old_ = true;
   tasks_now_.swap(tasks_);
   for (Task& task : tasks_now_) {
     ++counters.tasks_run;
@@ -326,7 +356,6 @@ bool ReactorCore::flush_and_finish_once() {
 
 bool ReactorCore::flush_round() {
   if (flush_list.empty()) return false;
-  clock_is_old_ = true;
   flush_now_.swap(flush_list);
   for (std::size_t index = 0; index < flush_now_.size(); ++index) {
     Source* source = unlist(flush_now_[index], listed_flush);
@@ -339,7 +368,6 @@ bool ReactorCore::flush_round() {
 bool ReactorCore::finish_round() {
   if (finish_list.empty()) return false;
   read_clock();  // no stamp may be owed to a slot that is given back
-  clock_is_old_ = true;
   finish_now_.swap(finish_list);
   for (std::size_t index = 0; index < finish_now_.size(); ++index) {
     Source* source = unlist(finish_now_[index], listed_finish);
@@ -353,6 +381,7 @@ Result<void> ReactorCore::post(Task task) {
   if (!task) return Error{"post", EINVAL, "empty task"};
   if (latched.code != 0) return latched;
   tasks_.push_back(std::move(task));
+  attend(work_waits);
   return {};
 }
 
@@ -361,6 +390,7 @@ void ReactorCore::take_mail() {
   const std::lock_guard guard(mailbox->lock);
   for (Task& task : mailbox->tasks) tasks_.push_back(std::move(task));
   mailbox->tasks.clear();
+  attend(work_waits);
   if (mailbox->stop_requested) stop();
   mailbox->stop_requested = false;
 }
@@ -368,13 +398,13 @@ void ReactorCore::take_mail() {
 // --- ending
 
 void ReactorCore::stop() {
-  if (running) stop_requested = true;
+  if (running) attend(stop_requested);
 }
 
 Result<void> ReactorCore::shutdown(Duration drain) {
   if (latched.code != 0) return latched;
   if (drain < Duration::zero() || drain > longest_timeout) return Error{"shutdown", EINVAL, "drain out of range"};
-  shutting_down = true;
+  attend(shutting_down);
   stop_sources(drain == Duration::zero());
   arm(*shutdown_timer_, read_clock() + drain);
   return {};

@@ -3,8 +3,8 @@
 // Thread: the reactor's, except Mailbox::Shared. The core owns every slot (through its slabs); facades own registrations.
 //
 // Stamps: the time a byte was received is taken after the fact. A receive notes where its stamp is to be stored (stamp_soon), and
-// the next reading of the clock, at most a few sources later, stores it. A stamp is therefore never earlier than its byte, so that
-// no deadline counted from it can fire early, and a message costs a store instead of a clock reading.
+// the next reading of the clock, at most a few sources later, stores it. A stamp is therefore never earlier than its byte, so
+// that no deadline counted from it can fire early, and a message costs a store instead of a clock reading.
 #pragma once
 
 #include <array>
@@ -64,7 +64,8 @@ struct ReactorCore {
   void give_back(SourceSlab& slab, Source& source);
   [[nodiscard]] bool reserve_lists();
 
-  /// Dispatches it again in this turn's second half, or in the next turn. Adds to what it already waits for: an edge is told once.
+  /// Dispatches it again in this turn's second half, or in the next turn. Adds to what it already waits for: an edge is told
+  /// once.
   void ready_later(Source& source, Readiness readiness) {
     enlist(ready_list, source, listed_ready);
     source.lists_ = static_cast<std::uint8_t>(source.lists_ | (readiness.bits << readiness_shift));
@@ -72,8 +73,15 @@ struct ReactorCore {
   void flush_later(Source& source) { enlist(flush_list, source, listed_flush); }
   void finish_later(Source& source) { enlist(finish_list, source, listed_finish); }
 
-  void arm(Source& source, Instant due) { wheel.arm(source, due); }
-  void cancel(Source& source) { wheel.cancel(source); }
+  void arm(Source& source, Instant due) {
+    wheel.arm(source, due);
+    attend(wheel_changed);
+  }
+  void cancel(Source& source) {
+    if (!source.armed()) return;
+    wheel.cancel(source);
+    attend(wheel_changed);
+  }
   static Source& source_of(TimerNode& node) { return static_cast<Source&>(node); }
 
   // --- the gather buffer: small sends of the source being dispatched, until its dispatch ends
@@ -106,15 +114,23 @@ struct ReactorCore {
   std::size_t gathered = 0;
   const Source* gathering = nullptr;
   static constexpr int direct_sends_per_dispatch = 16;
-  int direct_sends_left = 0;          // of the source being dispatched, or of all callbacks of the turn's later phases: then they queue
+  int direct_sends_left = 0;  // of the source being dispatched, or of all callbacks of the turn's later phases: then they queue
   const Source* refilling = nullptr;  // is in its on_send_drained: what it queues now leaves in the next turn
   SendChunkPool chunks;
   ReactorCounters counters;
 
+  // Why a turn must do more than wait and dispatch. One byte, so that a plain turn asks once.
+  static constexpr std::uint8_t clock_is_old = 1;   // something ran since `now` was read
+  static constexpr std::uint8_t wheel_changed = 2;  // next_expiry_ is to be asked for anew
+  static constexpr std::uint8_t work_waits = 4;     // a list or the tasks hold something
+  static constexpr std::uint8_t stop_requested = 8;
+  static constexpr std::uint8_t shutting_down = 16;  // for good
+  std::uint8_t attention = clock_is_old | wheel_changed;
+  void attend(unsigned why) { attention = static_cast<std::uint8_t>(attention | why); }
+  [[nodiscard]] bool attends(unsigned why) const { return (attention & why) != 0; }
+
   bool in_turn = false;
   bool running = false;
-  bool stop_requested = false;
-  bool shutting_down = false;
   int reserve_descriptor = -1;
   std::shared_ptr<Registration::Link> link;
   std::shared_ptr<Mailbox::Shared> mailbox;
@@ -129,7 +145,8 @@ struct ReactorCore {
   static constexpr int readiness_shift = 3;
 
   // Never allocates: take_source() reserved room for every source on every list.
-  static void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark) {
+  void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark) {
+    attend(work_waits);
     if ((source.lists_ & mark) != 0) return;
     source.lists_ |= mark;
     list.push_back({&source, source.generation_});
@@ -146,8 +163,14 @@ struct ReactorCore {
     return {bits};
   }
 
-  [[nodiscard]] Duration wait_limit(Duration at_most);
+  [[nodiscard]] int one_turn(Duration at_most);  // 0 or the errno of the wait
+  [[nodiscard]] bool run_is_over() const;
+  [[nodiscard]] Instant wait_end();
+  void count_delay(Duration delay);
   void dispatch(int count);
+  void dispatch_left_over();
+  void other_phases();
+  void take_thread() { owner = std::this_thread::get_id(); }
   void advance_timers();
   void run_tasks();
   void flush_and_finish();
@@ -160,7 +183,7 @@ struct ReactorCore {
   std::size_t slots_ = 0;
   std::vector<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
   std::vector<Task> tasks_, tasks_now_;
-  bool clock_is_old_ = true;
+  Instant next_expiry_ = never_due;
   std::thread::id owner = std::this_thread::get_id();
   Source* wake_source_ = nullptr;
   Source* shutdown_timer_ = nullptr;

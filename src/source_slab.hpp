@@ -17,6 +17,9 @@ class SourceSlab {
  public:
   using Construct = Source* (*)(void* slot);
 
+  /// What a vacant slot answers to a late event: nothing.
+  static const SourceOperations vacant;
+
   SourceSlab(std::size_t slot_bytes, std::size_t alignment, Construct make, std::uint32_t generation_max = UINT32_MAX);
   ~SourceSlab();
   SourceSlab(const SourceSlab&) = delete;
@@ -35,7 +38,7 @@ class SourceSlab {
   template <class Visit>
   void for_each_taken(Visit visit) {
     for (std::size_t index = 0; index < sources_.size(); ++index)  // by index: a visit may take more slots
-      if (sources_[index]->operations_ != nullptr) visit(*sources_[index]);
+      if (sources_[index]->operations_ != &vacant) visit(*sources_[index]);
   }
 
  private:

@@ -1,5 +1,5 @@
-// A move-only owner of anything callable: what timers, watches, posted tasks and make_handler keep. It may hold what std::function
-// can't (a unique_ptr, say). It costs one allocation; nothing on the per-message path uses it.
+// A move-only owner of anything callable: what timers, watches, posted tasks and make_handler keep. It may hold what
+// std::function can't (a unique_ptr, say). It costs one allocation; nothing on the per-message path uses it.
 //
 // Thread: as the callable's own. A callback that throws terminates the program.
 #pragma once
@@ -19,9 +19,9 @@ class Callback<Answer(Arguments...)> {
   Callback() = default;
 
   template <class Callable>
-    requires(!std::is_same_v<std::remove_cvref_t<Callable>, Callback> &&
-             std::is_invocable_r_v<Answer, std::decay_t<Callable>&, Arguments...>)
-  Callback(Callable&& callable) : target_(new Holder<std::decay_t<Callable>>(std::forward<Callable>(callable))) {}
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Callback> &&
+           std::is_invocable_r_v<Answer, std::decay_t<Callable>&, Arguments...>) Callback(Callable&& callable)
+      : target_(new Holder<std::decay_t<Callable>>(std::forward<Callable>(callable))) {}
 
   [[nodiscard]] explicit operator bool() const { return target_ != nullptr; }
   Answer operator()(Arguments... arguments) noexcept { return target_->call(std::forward<Arguments>(arguments)...); }

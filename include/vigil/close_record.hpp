@@ -70,8 +70,8 @@ struct CloseRecord {
   int error_number = 0;        ///< the errno behind the reason; 0 where there is none (an orderly end, our own deadline)
   const char* operation = "";  ///< the operation error_number came from; static storage; empty with error_number 0
 
-  std::uint64_t received = 0;          ///< bytes read from the kernel
-  std::uint64_t handed_to_kernel = 0;  ///< bytes of ours the kernel took
+  std::uint64_t received = 0;                   ///< bytes read from the kernel
+  std::uint64_t handed_to_kernel = 0;           ///< bytes of ours the kernel took
   std::optional<std::uint64_t> unacknowledged;  ///< of those, bytes the peer's kernel had not acknowledged, where known
   std::uint64_t unsent = 0;                     ///< bytes given to send() the kernel never took
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
@@ -81,7 +81,8 @@ struct CloseRecord {
   Duration silence{};  ///< from the last byte received (or from open) to the end
 };
 
-/// One line: `receive_timed_out (policy, open): received 120, handed to the kernel 4096, unacknowledged 0, age 31.002 s, silent 30.001 s`.
+/// One line: `receive_timed_out (policy, open): received 120, handed to the kernel 4096, unacknowledged 0, age 31.002 s,
+/// silent 30.001 s`.
 [[nodiscard]] std::string describe(const CloseRecord& record);
 
 /// One JSON object with every field of the record; null where a value is not known.

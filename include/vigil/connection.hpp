@@ -37,7 +37,8 @@ class Connection final : private Source {
   /// {send, EBADF}: a stale handle. {send, ENOMEM}: no memory for the queue; ends with system_error.
   Result<void> send(Bytes bytes);
 
-  /// Sends what is queued, then our end (FIN); receiving goes on. A second call changes nothing. {finish, EPIPE}: closing or over.
+  /// Sends what is queued, then our end (FIN); receiving goes on. A second call changes nothing. {finish, EPIPE}: closing or
+  /// over.
   Result<void> finish();
 
   /// Graceful end: what is queued, then our end, then the peer's end is awaited within the drain deadline; bytes received
@@ -58,9 +59,9 @@ class Connection final : private Source {
   [[nodiscard]] bool is_open() const;                   ///< established, and neither closing nor over: send() may be called
   [[nodiscard]] std::uint64_t received() const { return received_; }
   [[nodiscard]] std::uint64_t handed_to_kernel() const { return handed_to_kernel_; }
-  [[nodiscard]] std::size_t backlog_bytes() const;      ///< given to send() and not yet handed to the kernel
-  [[nodiscard]] Duration age() const;                   ///< since it was opened, or attempted
-  [[nodiscard]] Duration silence() const;               ///< since the last byte was received, or since it was opened
+  [[nodiscard]] std::size_t backlog_bytes() const;  ///< given to send() and not yet handed to the kernel
+  [[nodiscard]] Duration age() const;               ///< since it was opened, or attempted
+  [[nodiscard]] Duration silence() const;           ///< since the last byte was received, or since it was opened
 
   /// The handler in this connection's slot. The caller vouches for the type, which is the listener's or connector's.
   template <class Handler>
@@ -75,21 +76,21 @@ class Connection final : private Source {
 
   enum class Stage : std::uint8_t { vacant, connecting, open, ended };
   enum Flag : std::uint16_t {
-    tcp = 1,                   // a short read has drained it
-    end_hinted = 2,            // the poller told of an end or an error: read until recv says so
-    stalled = 4,               // the kernel's buffer is full: wait for writable
-    finish_wanted = 8,         // our end follows the queue
-    end_sent = 16,             // it was sent
-    closing = 32,              // the reason is settled; received bytes are discarded
-    draining = 64,             // closing took longer than the call or event that began it
-    peer_finished = 128,       // recv answered 0
-    error_latched = 256,       // error_ holds what a send was told; reads go on until the stream's end
-    reset_wanted = 512,        // close with RST
-    was_open = 1024,           // on_open was told
-    above_high_mark = 2048,    // the queue passed the high mark and has not fallen to the low one
-    lingering = 4096,          // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    fin_counts = 16384,        // the kernel took our end: it counts as one unacknowledged byte
-    close_called = 8192,       // by the user or a shutdown: nothing that follows changes the reason
+    tcp = 1,                 // a short read has drained it
+    end_hinted = 2,          // the poller told of an end or an error: read until recv says so
+    stalled = 4,             // the kernel's buffer is full: wait for writable
+    finish_wanted = 8,       // our end follows the queue
+    end_sent = 16,           // it was sent
+    closing = 32,            // the reason is settled; received bytes are discarded
+    draining = 64,           // closing took longer than the call or event that began it
+    peer_finished = 128,     // recv answered 0
+    error_latched = 256,     // error_ holds what a send was told; reads go on until the stream's end
+    reset_wanted = 512,      // close with RST
+    was_open = 1024,         // on_open was told
+    above_high_mark = 2048,  // the queue passed the high mark and has not fallen to the low one
+    lingering = 4096,        // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
+    fin_counts = 16384,      // the kernel took our end: it counts as one unacknowledged byte
+    close_called = 8192,     // by the user or a shutdown: nothing that follows changes the reason
   };
 
   Connection() = default;
@@ -108,7 +109,7 @@ class Connection final : private Source {
   std::uint64_t received_ = 0;
   std::uint64_t handed_to_kernel_ = 0;
   SendChunk* queue_ = nullptr;
-  Instant send_progress_{};       // since when nothing was acknowledged; `clear`: nothing outstanding; never_due: no send deadline
+  Instant send_progress_{};  // since when nothing was acknowledged; `clear`: nothing outstanding; never_due: no send deadline
   Instant opened_at_{};
   Instant drain_began_ = never_due;
   std::uint32_t acknowledged_ = 0;  // low half of the count at the last sample

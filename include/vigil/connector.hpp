@@ -26,9 +26,9 @@
 namespace vigil {
 
 struct ConnectorOptions {
-  Timeouts timeouts{};    ///< the connector's layer of defaults
-  SocketOptions socket{}; ///< set on each socket before it connects
-  std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< as ListenerOptions
+  Timeouts timeouts{};                               ///< the connector's layer of defaults
+  SocketOptions socket{};                            ///< set on each socket before it connects
+  std::size_t backlog_bytes_max = 16 * 1024 * 1024;  ///< as ListenerOptions
   std::size_t backlog_high_mark_bytes = 1024 * 1024;
   std::size_t backlog_low_mark_bytes = 256 * 1024;
   std::optional<Address> source{};  ///< bind here before connecting; port 0: any
@@ -63,14 +63,13 @@ class ConnectorBase {
 template <class Handler>
 class Connector : public ConnectorBase {
  public:
-  explicit Connector(Reactor& reactor, const ConnectorOptions& options = {})
-    requires std::is_default_constructible_v<Handler>
+  explicit Connector(Reactor& reactor, const ConnectorOptions& options = {}) requires std::is_default_constructible_v<Handler>
       : ConnectorBase(reactor, options, {&handler_thunks<Handler>, listener_detail::default_constructor<Handler>()}) {}
 
   template <class Make>
-    requires std::is_invocable_v<Make&, Connection&>
-  Connector(Reactor& reactor, const ConnectorOptions& options, Make make_handler)
-      : ConnectorBase(reactor, options, {&handler_thunks<Handler>, listener_detail::constructor_from<Handler>(std::move(make_handler))}) {}
+  requires std::is_invocable_v<Make&, Connection&> Connector(Reactor& reactor, const ConnectorOptions& options, Make make_handler)
+      : ConnectorBase(reactor, options,
+                      {&handler_thunks<Handler>, listener_detail::constructor_from<Handler>(std::move(make_handler))}) {}
 };
 
 }  // namespace vigil

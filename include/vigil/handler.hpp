@@ -4,8 +4,9 @@
 //   void on_receive(vigil::Connection&, vigil::Bytes)              mandatory: bytes arrived; they are borrowed for the call
 //   void on_close(vigil::Connection&, const vigil::CloseRecord&)   mandatory: the life is over; comes exactly once
 //   void on_open(vigil::Connection&)                               the connection is established
-//   void on_send_drained(vigil::Connection&)                       the queue fell to the low mark after having passed the high one
-//   void on_peer_finished(vigil::Connection&)                      the peer's end came; without it the connection flushes and closes
+//   void on_send_drained(vigil::Connection&)                       the queue fell to the low mark after having passed the high
+//   one void on_peer_finished(vigil::Connection&)                      the peer's end came; without it the connection flushes and
+//   closes
 // A misspelled mandatory callback does not compile, nor does an optional one that exists by name but can't be called as above.
 // Callbacks run on the reactor's thread and are noexcept: one that throws terminates the program.
 #pragma once
@@ -26,7 +27,7 @@ struct HandlerThunks {
   void (*destroy)(void* handler) noexcept;
   void (*on_receive)(void* handler, Connection&, Bytes) noexcept;
   void (*on_close)(void* handler, Connection&, const CloseRecord&) noexcept;
-  void (*on_open)(void* handler, Connection&) noexcept;           ///< these may be null
+  void (*on_open)(void* handler, Connection&) noexcept;  ///< these may be null
   void (*on_send_drained)(void* handler, Connection&) noexcept;
   void (*on_peer_finished)(void* handler, Connection&) noexcept;
 };
@@ -35,19 +36,19 @@ namespace handler_detail {
 
 // Deriving from a handler and from a struct with the same member name makes the name ambiguous exactly if the handler has it,
 // overloaded, templated or private as it may be. A final handler can't be derived from: there, a plain member is looked for.
-#define VIGIL_NAMES_MEMBER(name)                                                                     \
-  struct Has_##name {                                                                                \
-    int name;                                                                                        \
-  };                                                                                                 \
-  template <class Handler>                                                                           \
-  struct Both_##name : Handler, Has_##name {};                                                       \
-  template <class Handler>                                                                           \
-  consteval bool names_##name() {                                                                    \
-    if constexpr (std::is_final_v<Handler>) {                                                        \
-      return requires { &Handler::name; };                                                           \
-    } else {                                                                                         \
-      return !requires { &Both_##name<Handler>::name; };                                             \
-    }                                                                                                \
+#define VIGIL_NAMES_MEMBER(name)                         \
+  struct Has_##name {                                    \
+    int name;                                            \
+  };                                                     \
+  template <class Handler>                               \
+  struct Both_##name : Handler, Has_##name {};           \
+  template <class Handler>                               \
+  consteval bool names_##name() {                        \
+    if constexpr (std::is_final_v<Handler>) {            \
+      return requires { &Handler::name; };               \
+    } else {                                             \
+      return !requires { &Both_##name<Handler>::name; }; \
+    }                                                    \
   }
 
 VIGIL_NAMES_MEMBER(on_open)
@@ -60,8 +61,9 @@ using Plain = void (*)(void*, Connection&) noexcept;
 template <class Handler>
 consteval Plain on_open() {
   if constexpr (names_on_open<Handler>()) {
-    static_assert(requires(Handler& handler, Connection& connection) { handler.on_open(connection); },
-                  "on_open must be callable as void on_open(vigil::Connection&)");
+    static_assert(
+        requires(Handler & handler, Connection & connection) { handler.on_open(connection); },
+        "on_open must be callable as void on_open(vigil::Connection&)");
     return [](void* handler, Connection& connection) noexcept { static_cast<Handler*>(handler)->on_open(connection); };
   } else {
     return nullptr;
@@ -71,8 +73,9 @@ consteval Plain on_open() {
 template <class Handler>
 consteval Plain on_send_drained() {
   if constexpr (names_on_send_drained<Handler>()) {
-    static_assert(requires(Handler& handler, Connection& connection) { handler.on_send_drained(connection); },
-                  "on_send_drained must be callable as void on_send_drained(vigil::Connection&)");
+    static_assert(
+        requires(Handler & handler, Connection & connection) { handler.on_send_drained(connection); },
+        "on_send_drained must be callable as void on_send_drained(vigil::Connection&)");
     return [](void* handler, Connection& connection) noexcept { static_cast<Handler*>(handler)->on_send_drained(connection); };
   } else {
     return nullptr;
@@ -82,8 +85,9 @@ consteval Plain on_send_drained() {
 template <class Handler>
 consteval Plain on_peer_finished() {
   if constexpr (names_on_peer_finished<Handler>()) {
-    static_assert(requires(Handler& handler, Connection& connection) { handler.on_peer_finished(connection); },
-                  "on_peer_finished must be callable as void on_peer_finished(vigil::Connection&)");
+    static_assert(
+        requires(Handler & handler, Connection & connection) { handler.on_peer_finished(connection); },
+        "on_peer_finished must be callable as void on_peer_finished(vigil::Connection&)");
     return [](void* handler, Connection& connection) noexcept { static_cast<Handler*>(handler)->on_peer_finished(connection); };
   } else {
     return nullptr;
@@ -92,22 +96,23 @@ consteval Plain on_peer_finished() {
 
 template <class Handler>
 consteval HandlerThunks make_thunks() {
-  static_assert(requires(Handler& handler, Connection& connection, Bytes bytes) {
-    { handler.on_receive(connection, bytes) } -> std::same_as<void>;
-  }, "a handler needs void on_receive(vigil::Connection&, vigil::Bytes)");
-  static_assert(requires(Handler& handler, Connection& connection, const CloseRecord& record) { handler.on_close(connection, record); },
-                "a handler needs void on_close(vigil::Connection&, const vigil::CloseRecord&)");
+  static_assert(
+      requires(Handler & handler, Connection & connection, Bytes bytes) {
+        { handler.on_receive(connection, bytes) } -> std::same_as<void>;
+      },
+      "a handler needs void on_receive(vigil::Connection&, vigil::Bytes)");
+  static_assert(
+      requires(Handler & handler, Connection & connection, const CloseRecord& record) { handler.on_close(connection, record); },
+      "a handler needs void on_close(vigil::Connection&, const vigil::CloseRecord&)");
   static_assert(alignof(Handler) <= 64, "a handler is stored in its connection's slot, which is aligned to 64 bytes");
   return {
       .size = sizeof(Handler),
       .alignment = alignof(Handler),
       .destroy = [](void* handler) noexcept { static_cast<Handler*>(handler)->~Handler(); },
-      .on_receive = [](void* handler, Connection& connection, Bytes bytes) noexcept {
-        static_cast<Handler*>(handler)->on_receive(connection, bytes);
-      },
-      .on_close = [](void* handler, Connection& connection, const CloseRecord& record) noexcept {
-        static_cast<Handler*>(handler)->on_close(connection, record);
-      },
+      .on_receive = [](void* handler, Connection& connection,
+                       Bytes bytes) noexcept { static_cast<Handler*>(handler)->on_receive(connection, bytes); },
+      .on_close = [](void* handler, Connection& connection,
+                     const CloseRecord& record) noexcept { static_cast<Handler*>(handler)->on_close(connection, record); },
       .on_open = on_open<Handler>(),
       .on_send_drained = on_send_drained<Handler>(),
       .on_peer_finished = on_peer_finished<Handler>(),

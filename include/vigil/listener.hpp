@@ -32,21 +32,21 @@
 namespace vigil {
 
 struct ListenerOptions {
-  Timeouts timeouts{};                           ///< the listener's layer of defaults, inherited by its connections
-  SocketOptions socket{};                        ///< set once on the listening socket; accepted ones inherit them
-  std::size_t backlog_bytes_max = 16 * 1024 * 1024;        ///< hard bound on what send() may leave queued; up to 4 GiB - 1
-  std::size_t backlog_high_mark_bytes = 1024 * 1024;       ///< on_send_drained comes after the queue passed this ...
-  std::size_t backlog_low_mark_bytes = 256 * 1024;         ///< ... and has fallen to this
-  int accept_queue = 4096;                        ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
-  bool reuse_port = false;                        ///< SO_REUSEPORT: several listeners share the address
-  bool v6_only = true;                            ///< an IPv6 listener takes no IPv4 connections
+  Timeouts timeouts{};                                ///< the listener's layer of defaults, inherited by its connections
+  SocketOptions socket{};                             ///< set once on the listening socket; accepted ones inherit them
+  std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< hard bound on what send() may leave queued; up to 4 GiB - 1
+  std::size_t backlog_high_mark_bytes = 1024 * 1024;  ///< on_send_drained comes after the queue passed this ...
+  std::size_t backlog_low_mark_bytes = 256 * 1024;    ///< ... and has fallen to this
+  int accept_queue = 4096;                            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
+  bool reuse_port = false;                            ///< SO_REUSEPORT: several listeners share the address
+  bool v6_only = true;                                ///< an IPv6 listener takes no IPv4 connections
 };
 
 /// What belongs to no connection. Any of these members, found by name:
-///   void on_accept_timed_out(vigil::Duration after)          no connection was accepted for the accept timeout; told once per period
-///   void on_accept_paused(const vigil::Error&, vigil::Duration retry)   out of descriptors or memory; tried again after `retry`
-///   void on_accept_resumed(vigil::Duration after)            accepting again, `after` the first pause
-///   void on_shed(const vigil::CloseRecord&)                  a connection was closed for want of a descriptor or memory
+///   void on_accept_timed_out(vigil::Duration after)          no connection was accepted for the accept timeout; told once per
+///   period void on_accept_paused(const vigil::Error&, vigil::Duration retry)   out of descriptors or memory; tried again after
+///   `retry` void on_accept_resumed(vigil::Duration after)            accepting again, `after` the first pause void on_shed(const
+///   vigil::CloseRecord&)                  a connection was closed for want of a descriptor or memory
 struct ListenerEventThunks {
   void (*on_accept_timed_out)(void* events, Duration after) noexcept = nullptr;
   void (*on_accept_paused)(void* events, const Error& error, Duration retry) noexcept = nullptr;
@@ -94,22 +94,27 @@ namespace listener_detail {
 template <class Events>
 inline constexpr ListenerEventThunks event_thunks = [] {
   ListenerEventThunks thunks;
-  if constexpr (requires(Events& events) { events.on_accept_timed_out(Duration{}); })
-    thunks.on_accept_timed_out = [](void* events, Duration after) noexcept { static_cast<Events*>(events)->on_accept_timed_out(after); };
-  if constexpr (requires(Events& events) { events.on_accept_paused(Error{}, Duration{}); })
+  if constexpr (requires(Events & events) { events.on_accept_timed_out(Duration{}); })
+    thunks.on_accept_timed_out = [](void* events, Duration after) noexcept {
+      static_cast<Events*>(events)->on_accept_timed_out(after);
+    };
+  if constexpr (requires(Events & events) { events.on_accept_paused(Error{}, Duration{}); })
     thunks.on_accept_paused = [](void* events, const Error& error, Duration retry) noexcept {
       static_cast<Events*>(events)->on_accept_paused(error, retry);
     };
-  if constexpr (requires(Events& events) { events.on_accept_resumed(Duration{}); })
-    thunks.on_accept_resumed = [](void* events, Duration after) noexcept { static_cast<Events*>(events)->on_accept_resumed(after); };
-  if constexpr (requires(Events& events) { events.on_shed(CloseRecord{}); })
+  if constexpr (requires(Events & events) { events.on_accept_resumed(Duration{}); })
+    thunks.on_accept_resumed = [](void* events, Duration after) noexcept {
+      static_cast<Events*>(events)->on_accept_resumed(after);
+    };
+  if constexpr (requires(Events & events) { events.on_shed(CloseRecord{}); })
     thunks.on_shed = [](void* events, const CloseRecord& record) noexcept { static_cast<Events*>(events)->on_shed(record); };
   return thunks;
 }();
 
 template <class Handler, class Make>
 Callback<void(void*, Connection&)> constructor_from(Make make) {
-  static_assert(std::is_same_v<std::invoke_result_t<Make&, Connection&>, Handler>, "make_handler(Connection&) must return the handler");
+  static_assert(std::is_same_v<std::invoke_result_t<Make&, Connection&>, Handler>,
+                "make_handler(Connection&) must return the handler");
   return [make = std::move(make)](void* storage, Connection& connection) mutable { ::new (storage) Handler(make(connection)); };
 }
 
@@ -123,20 +128,20 @@ Callback<void(void*, Connection&)> default_constructor() {
 template <class Handler>
 class Listener : public ListenerBase {
  public:
-  explicit Listener(Reactor& reactor, const ListenerOptions& options = {})
-    requires std::is_default_constructible_v<Handler>
-      : ListenerBase(reactor, options, {&handler_thunks<Handler>, listener_detail::default_constructor<Handler>(), nullptr, &none_}) {}
+  explicit Listener(Reactor& reactor, const ListenerOptions& options = {}) requires std::is_default_constructible_v<Handler>
+      : ListenerBase(reactor, options,
+                     {&handler_thunks<Handler>, listener_detail::default_constructor<Handler>(), nullptr, &none_}) {}
 
   template <class Make>
-    requires std::is_invocable_v<Make&, Connection&>
-  Listener(Reactor& reactor, const ListenerOptions& options, Make make_handler)
-      : ListenerBase(reactor, options,
-                     {&handler_thunks<Handler>, listener_detail::constructor_from<Handler>(std::move(make_handler)), nullptr, &none_}) {}
+  requires std::is_invocable_v<Make&, Connection&> Listener(Reactor& reactor, const ListenerOptions& options, Make make_handler)
+      : ListenerBase(
+            reactor, options,
+            {&handler_thunks<Handler>, listener_detail::constructor_from<Handler>(std::move(make_handler)), nullptr, &none_}) {}
 
   /// `events` must outlive the listener.
   template <class Make, class Events>
-    requires std::is_invocable_v<Make&, Connection&>
-  Listener(Reactor& reactor, const ListenerOptions& options, Make make_handler, Events& events)
+  requires std::is_invocable_v<Make&, Connection&> Listener(Reactor& reactor, const ListenerOptions& options, Make make_handler,
+                                                            Events& events)
       : ListenerBase(reactor, options,
                      {&handler_thunks<Handler>, listener_detail::constructor_from<Handler>(std::move(make_handler)), &events,
                       &listener_detail::event_thunks<Events>}) {}

@@ -8,8 +8,8 @@
 // One turn: wait; dispatch what is ready, then what was left over; advance timers; run posted tasks; flush connections written to
 // from elsewhere; finish what ended (on_close, then its memory is reused).
 //
-// Portability: readiness is a hint. A callback may be called for a descriptor that turns out to have nothing to say, and an end or
-// an error is only what recv then reports.
+// Portability: readiness is a hint. A callback may be called for a descriptor that turns out to have nothing to say, and an end
+// or an error is only what recv then reports.
 //
 //   vigil::Reactor reactor;
 //   vigil::Timer tick(reactor, [&] { reactor.stop(); });
@@ -36,34 +36,36 @@ struct ReactorCore;
 class Reactor;
 
 struct ReactorOptions {
-  Timeouts timeouts{};                         ///< the reactor's layer of defaults: nearer than the process's
+  Timeouts timeouts{};                           ///< the reactor's layer of defaults: nearer than the process's
   Duration tick = std::chrono::milliseconds(1);  ///< grid of the timer wheel: 100 µs to 1 s. Deadlines are late by up to one tick
-  std::size_t receive_buffer_bytes = 64 * 1024;  ///< one buffer for all connections: the most a single on_receive is given; 1 KiB to 16 MiB
-  std::size_t gather_buffer_bytes = 64 * 1024;   ///< small sends of one dispatch leave together; 1 KiB to 16 MiB
-  std::size_t events_per_wait = 512;             ///< 1 to 65,536
-  std::size_t reads_per_turn = 8;                ///< recv calls one connection may make before the others have their turn; 1 to 1,024
+  std::size_t receive_buffer_bytes =
+      64 * 1024;  ///< one buffer for all connections: the most a single on_receive is given; 1 KiB to 16 MiB
+  std::size_t gather_buffer_bytes = 64 * 1024;  ///< small sends of one dispatch leave together; 1 KiB to 16 MiB
+  std::size_t events_per_wait = 512;            ///< 1 to 65,536
+  std::size_t reads_per_turn = 8;  ///< recv calls one connection may make before the others have their turn; 1 to 1,024
 };
 
 /// Everything a reactor counts, since it was made. Copy it; it changes as the reactor runs.
 struct ReactorCounters {
   std::uint64_t turns = 0;
-  std::uint64_t events = 0;         ///< reported by the poller
-  std::uint64_t stale_events = 0;   ///< of those, for a life that was over
+  std::uint64_t events = 0;        ///< reported by the poller
+  std::uint64_t stale_events = 0;  ///< of those, for a life that was over
   std::uint64_t timers_fired = 0;
   std::uint64_t tasks_run = 0;
-  std::uint64_t wakeups = 0;        ///< by the mailbox
-  std::uint64_t opened = 0;         ///< connections accepted (shed ones too) and attempted
-  std::uint64_t closed = 0;         ///< records told; opened - closed connections are alive
+  std::uint64_t wakeups = 0;  ///< by the mailbox
+  std::uint64_t opened = 0;   ///< connections accepted (shed ones too) and attempted
+  std::uint64_t closed = 0;   ///< records told; opened - closed connections are alive
   std::uint64_t receive_calls = 0;
   std::uint64_t empty_receives = 0;  ///< receive calls answered EAGAIN
   std::uint64_t send_calls = 0;
-  std::uint64_t stalled_sends = 0;   ///< sends the kernel did not take whole
+  std::uint64_t stalled_sends = 0;  ///< sends the kernel did not take whole
   std::uint64_t received_bytes = 0;
   std::uint64_t sent_bytes = 0;
-  std::uint64_t shed = 0;            ///< connections closed for want of a descriptor or memory
+  std::uint64_t shed = 0;  ///< connections closed for want of a descriptor or memory
   std::uint64_t accept_pauses = 0;
-  std::uint64_t loop_delay_ns_total = 0;  ///< by how much waits returned after their requested end, and time inside callbacks
-  std::uint64_t loop_delay_ns_max = 0;    ///< the worst single turn of the above
+  /// By how much timers were looked at after the end their wait had asked for: the wait's own lateness, and callbacks in between.
+  std::uint64_t loop_delay_ns_total = 0;
+  std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single turn of the above
   std::array<std::uint64_t, close_reason_count> closed_for{};  ///< by close reason
 };
 
@@ -75,7 +77,7 @@ class Registration {
   Registration& operator=(Registration&& other) noexcept;
   ~Registration() { cancel(); }
 
-  void cancel();                             ///< nothing is called afterwards; a no-op on an empty or cancelled one
+  void cancel();  ///< nothing is called afterwards; a no-op on an empty or cancelled one
   [[nodiscard]] bool active() const { return source() != nullptr; }
 
  protected:
@@ -101,7 +103,8 @@ class Timer : public Registration {
   Timer() = default;
   Timer(Reactor& reactor, Task callback);
 
-  /// (Re)arms it. From 0 (the next turn's timers) to 10 years, else Error{arm timer, EINVAL}; ECANCELED when cancelled or the reactor is gone.
+  /// (Re)arms it. From 0 (the next turn's timers) to 10 years, else Error{arm timer, EINVAL}; ECANCELED when cancelled or the
+  /// reactor is gone.
   [[nodiscard]] Result<void> arm_after(Duration delay);
   /// As arm_after, for an instant of Reactor::now()'s clock; one that has passed fires in the next turn.
   [[nodiscard]] Result<void> arm_at(Instant due);
@@ -149,7 +152,8 @@ class Reactor {
   /// Runs `task` on this thread after this turn's timers (from a task: in the next turn).
   [[nodiscard]] Result<void> post(Task task);
 
-  /// Watches any pollable descriptor, which stays the user's: cancel before closing it. EEXIST: watched already; EPERM: not pollable.
+  /// Watches any pollable descriptor, which stays the user's: cancel before closing it. EEXIST: watched already; EPERM: not
+  /// pollable.
   [[nodiscard]] Result<Watch> watch(int descriptor, WatchFor wanted, Callback<void(Readiness)> callback);
   /// Calls back with the signal's number on this thread. Blocks the signal for the calling thread until cancelled: call it before
   /// other threads start, so that they inherit the block.

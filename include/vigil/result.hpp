@@ -64,7 +64,7 @@ class Result {
 template <>
 class Result<void> {
  public:
-  Result() = default;
+  Result() : failed_(false) {}
   Result(Error error) : error_(error), failed_(true) {}
 
   [[nodiscard]] explicit operator bool() const { return !failed_; }
@@ -74,8 +74,10 @@ class Result<void> {
   }
 
  private:
-  Error error_;
-  bool failed_ = false;
+  union {  // success writes one byte: this is what every send() returns
+    Error error_;
+  };
+  bool failed_;
 };
 
 /// Prints the error on stderr, one line, and returns the exit status 1: `return vigil::report(bound.error());`.

@@ -16,7 +16,7 @@ class Source;
 
 /// What the poller saw. Only `readable` and `writable` promise anything; the rest mean "go and ask recv".
 struct Readiness {
-  static constexpr std::uint8_t readable = 1, writable = 2, ended = 4, error = 8, urgent = 16;
+  static constexpr std::uint8_t readable = 1, urgent = 2, writable = 4, error = 8, ended = 16;
   std::uint8_t bits = 0;
 
   [[nodiscard]] bool any_of(unsigned mask) const { return (bits & mask) != 0; }
@@ -24,12 +24,12 @@ struct Readiness {
 
 /// How one kind of source answers the phases of a turn. Entries that a kind never uses are null.
 struct SourceOperations {
-  void (*ready)(ReactorCore&, Source&, Readiness) noexcept;          ///< dispatch: the poller or the ready list named it
-  void (*due)(ReactorCore&, Source&) noexcept;                       ///< its timer node was handed out
-  void (*flush)(ReactorCore&, Source&) noexcept;                     ///< it asked for the flush phase
-  void (*finish)(ReactorCore&, Source&) noexcept;                    ///< it asked for the finish phase: the end of its life
-  void (*stop)(ReactorCore&, Source&, bool at_once) noexcept;        ///< the reactor's shutdown, or (at once) its end
-  void (*cancel)(ReactorCore&, Source&) noexcept;                    ///< its Registration let go of it
+  void (*ready)(ReactorCore&, Source&, Readiness) noexcept;    ///< dispatch: the poller or the ready list named it
+  void (*due)(ReactorCore&, Source&) noexcept;                 ///< its timer node was handed out
+  void (*flush)(ReactorCore&, Source&) noexcept;               ///< it asked for the flush phase
+  void (*finish)(ReactorCore&, Source&) noexcept;              ///< it asked for the finish phase: the end of its life
+  void (*stop)(ReactorCore&, Source&, bool at_once) noexcept;  ///< the reactor's shutdown, or (at once) its end
+  void (*cancel)(ReactorCore&, Source&) noexcept;              ///< its Registration let go of it
 };
 
 class alignas(64) Source : public TimerNode {
@@ -48,7 +48,7 @@ class alignas(64) Source : public TimerNode {
   Source() = default;
   ~Source() = default;
 
-  const SourceOperations* operations_ = nullptr;  ///< null while the slot is vacant
+  const SourceOperations* operations_ = nullptr;
   int descriptor_ = -1;
   std::uint32_t generation_ = 0;  ///< grows by one whenever a life in this slot ends
   std::uint8_t lists_ = 0;        ///< which of the reactor's lists hold it, and with what readiness

@@ -1,4 +1,5 @@
-// The seam: every system call vigil makes, and nothing else. All code above calls these and runs unchanged on each implementation.
+// The seam: every system call vigil makes, and nothing else. All code above calls these and runs unchanged on each
+// implementation.
 //
 // The build chooses one by include directory: `src/sys/linux` forwards to the kernel, inline and at no cost; `src/sys/simulated`
 // forwards to the sys::Kernel a test installed (src/sys/simulated/kernel.hpp). Both define the same list of functions.
@@ -29,27 +30,27 @@
 
 namespace vigil::sys {
 
-/// Which implementation this program is linked with. Every core object refers to this one symbol and each library defines it once,
-/// so that linking libvigil and libvigil_sim into one program is a duplicate definition instead of a silent mixture.
+/// Which implementation this program is linked with. Every core object refers to this one symbol and each library defines it
+/// once, so that linking libvigil and libvigil_sim into one program is a duplicate definition instead of a silent mixture.
 extern const char* const implementation;
 [[maybe_unused, gnu::used]] static const char* const* const linked_implementation = &implementation;
 
 /// What the kernel knows of a TCP connection's own sending side (TCP_INFO, tcp(7)). Zero where not `known`.
 struct TcpSample {
   bool known = false;
-  bool connected = false;             ///< not in SYN_SENT and not closed
-  std::uint64_t bytes_acked = 0;      ///< payload the peer's kernel acknowledged (a FIN counts as one byte, SYN is not counted)
-  std::uint32_t unacked = 0;          ///< segments in flight
-  std::uint32_t notsent_bytes = 0;    ///< in the socket's queue, never transmitted
-  std::uint32_t retransmits = 0;      ///< unanswered retransmissions in a row
+  bool connected = false;           ///< not in SYN_SENT and not closed
+  std::uint64_t bytes_acked = 0;    ///< payload the peer's kernel acknowledged (a FIN counts as one byte, SYN is not counted)
+  std::uint32_t unacked = 0;        ///< segments in flight
+  std::uint32_t notsent_bytes = 0;  ///< in the socket's queue, never transmitted
+  std::uint32_t retransmits = 0;    ///< unanswered retransmissions in a row
   std::uint32_t total_retrans = 0;
-  std::uint32_t probes = 0;           ///< unanswered window or keepalive probes in a row
+  std::uint32_t probes = 0;  ///< unanswered window or keepalive probes in a row
   std::uint32_t backoff = 0;
   std::uint32_t rtt_us = 0;
   std::uint32_t rto_us = 0;
   std::uint32_t last_ack_recv_ms = 0;
   std::uint32_t last_data_recv_ms = 0;
-  std::uint32_t snd_wnd = 0;          ///< the peer's advertised window in bytes; valid where `window_known`
+  std::uint32_t snd_wnd = 0;  ///< the peer's advertised window in bytes; valid where `window_known`
   bool window_known = false;
 };
 

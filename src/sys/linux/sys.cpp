@@ -2,7 +2,6 @@
 #include "sys/sys.hpp"
 
 #include <cstddef>
-#include <limits>
 
 namespace vigil::sys {
 
@@ -10,13 +9,6 @@ extern const char* const implementation;
 const char* const implementation = "kernel";
 
 std::atomic<bool> epoll_pwait2_missing = false;
-
-int epoll_wait_milliseconds(int epoll, epoll_event* events, int capacity, Duration timeout) {
-  epoll_pwait2_missing.store(true, std::memory_order_relaxed);
-  const std::int64_t milliseconds = (timeout.count() + 999'999) / 1'000'000;
-  const std::int64_t limit = std::numeric_limits<int>::max();
-  return or_errno(::epoll_wait(epoll, events, capacity, static_cast<int>(milliseconds < limit ? milliseconds : limit)));
-}
 
 int signal_open(int signal_number, bool& was_blocked) {
   // The kernel takes these two in a mask and leaves them out in silence (signalfd(2)): nothing would ever be told.

@@ -38,7 +38,8 @@ inline Instant monotonic_now() {
 inline std::uint64_t random_seed() {
   std::uint64_t seed = 0;
   // getrandom(2) of up to 256 bytes is never interrupted and never short once the pool is ready; an old kernel leaves the clock.
-  if (::getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = static_cast<std::uint64_t>(monotonic_now().time_since_epoch().count());
+  if (::getrandom(&seed, sizeof seed, 0) != sizeof seed)
+    seed = static_cast<std::uint64_t>(monotonic_now().time_since_epoch().count());
   return seed;
 }
 
@@ -49,15 +50,25 @@ inline int epoll_control(int epoll, int operation, int descriptor, epoll_event* 
 }
 
 /// epoll_pwait2 (Linux 5.11) takes nanoseconds; where the kernel lacks it (or valgrind does) milliseconds are rounded up.
-int epoll_wait_milliseconds(int epoll, epoll_event* events, int capacity, Duration timeout);
 extern std::atomic<bool> epoll_pwait2_missing;
 
+inline int epoll_wait_milliseconds(int epoll, epoll_event* events, int capacity, Duration timeout) {
+  constexpr std::int64_t limit = 0x7fffffff;
+  const std::int64_t milliseconds = timeout.count() < 0 ? -1 : (timeout.count() + 999'999) / 1'000'000;
+  return or_errno(::epoll_wait(epoll, events, capacity, static_cast<int>(milliseconds < limit ? milliseconds : limit)));
+}
+
 inline int epoll_wait(int epoll, epoll_event* events, int capacity, Duration timeout) {
-  if (timeout <= Duration::zero()) return or_errno(::epoll_wait(epoll, events, capacity, timeout == Duration::zero() ? 0 : -1));
-  if (epoll_pwait2_missing.load(std::memory_order_relaxed)) return epoll_wait_milliseconds(epoll, events, capacity, timeout);
+  // A wait for ever or for nothing needs no nanoseconds.
+  if (timeout <= Duration::zero() || epoll_pwait2_missing.load(std::memory_order_relaxed))
+    return epoll_wait_milliseconds(epoll, events, capacity, timeout);
   const timespec limit = to_timespec(timeout);
   const int count = or_errno(::epoll_pwait2(epoll, events, capacity, &limit, nullptr));
-  return count == -ENOSYS ? epoll_wait_milliseconds(epoll, events, capacity, timeout) : count;
+  if (count == -ENOSYS) [[unlikely]] {
+    epoll_pwait2_missing.store(true, std::memory_order_relaxed);
+    return epoll_wait_milliseconds(epoll, events, capacity, timeout);
+  }
+  return count;
 }
 
 inline int poll(pollfd* entries, std::size_t count, Duration timeout) {
@@ -77,7 +88,9 @@ int signal_take(int descriptor);
 void signal_restore(int signal_number, bool was_blocked);
 
 inline int socket(int family, int type) { return or_errno(::socket(family, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)); }
-inline int bind(int descriptor, const sockaddr* address, socklen_t length) { return or_errno(::bind(descriptor, address, length)); }
+inline int bind(int descriptor, const sockaddr* address, socklen_t length) {
+  return or_errno(::bind(descriptor, address, length));
+}
 inline int listen(int descriptor, int backlog) { return or_errno(::listen(descriptor, backlog)); }
 
 inline int accept(int descriptor, sockaddr* address, socklen_t* length) {
