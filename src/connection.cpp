@@ -23,7 +23,7 @@ constexpr std::size_t large_piece_bytes = 8 * 1024;
 constexpr std::size_t pieces_per_send = 16;
 constexpr int sends_per_turn = 16;
 
-constexpr Instant nothing_outstanding = Instant::min();
+constexpr Instant nothing_outstanding{};  // no reading of a clock that counts from boot
 
 constexpr std::array operation_names{"", "recv", "send", "connect", "watch", "accept"};
 
@@ -103,7 +103,8 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   fresh->handler_offset =
       static_cast<std::uint32_t>(ConnectionLife::handler_offset(std::max(handler.alignment, alignof(PeerAddress))));
   fresh->backlog_bytes_max = static_cast<std::uint32_t>(bounds.bytes_max);
-  fresh->gather_max = std::min(bounds.bytes_max, core.options.gather_buffer_bytes);
+  // What is gathered never passes the high mark, so that whoever fills up to it is told when it drains.
+  fresh->gather_max = std::min({bounds.bytes_max, bounds.high_mark, core.options.gather_buffer_bytes});
   // A mark beyond the bound is never reached: then on_send_drained simply does not come.
   fresh->high_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.high_mark, UINT32_MAX));
   fresh->low_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.low_mark, UINT32_MAX));
@@ -158,7 +159,7 @@ void ConnectionLife::register_stream(Connection& connection) {
 void ConnectionLife::established(Connection& connection) {
   ReactorCore& core = *connection.policy_->core;
   connection.stage_ = Connection::Stage::open;
-  connection.set(Connection::was_open);
+  connection.set(Connection::was_open | Connection::is_established);
   connection.last_received_ = core.read_clock();  // first_byte and receive run from here
   if (connection.policy_->handler->on_open != nullptr)
     connection.policy_->handler->on_open(connection.handler_storage(), connection);
@@ -203,11 +204,13 @@ void ConnectionLife::confirm_connect(ReactorCore& core, Connection& connection, 
 // inlined.
 
 inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, std::size_t size) {
+  count_received(core, connection, size);
+  connection.policy_->on_receive(connection.handler_storage(), connection, Bytes(core.receive_buffer.get(), size));
+}
+
+inline void ConnectionLife::count_received(ReactorCore& core, Connection& connection, std::size_t size) {
   connection.received_ += size;
   core.counters.received_bytes += size;
-  if (connection.has(Connection::closing)) [[unlikely]]
-    return;  // counted and discarded
-  connection.policy_->on_receive(connection.handler_storage(), connection, Bytes(core.receive_buffer.get(), size));
 }
 
 /// A short read has drained a TCP socket. Not so where an end or error was signalled or latched, at an urgent mark, or on a Unix
@@ -215,26 +218,33 @@ inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, s
 inline bool ConnectionLife::is_plain(const Connection& connection, Readiness readiness) {
   constexpr unsigned not_plain =
       Connection::closing | Connection::peer_finished | Connection::end_hinted | Connection::error_latched;
-  return (readiness.bits & ~Readiness::writable) == Readiness::readable &&
-         (connection.flags_ & (not_plain | Connection::tcp)) == Connection::tcp;
+  constexpr unsigned plain = Connection::is_established | Connection::tcp;
+  return (readiness.bits & ~Readiness::writable) == Readiness::readable && (connection.flags_ & (not_plain | plain)) == plain;
 }
 
 inline ssize_t ConnectionLife::read_some(ReactorCore& core, const Connection& connection) {
   ++core.counters.receive_calls;
-  return receive_once(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
+  return sys::recv(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
 }
 
 /// Goes on with the answer of the first read until the socket is drained, has ended, or has had its share of the turn.
 void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
   const bool plain = is_plain(connection, readiness);
+  bool stamped = false;
   for (std::size_t reads = core.options.reads_per_turn;; returned = read_some(core, connection)) {
+    if (returned == -EINTR)
+      returned = receive_once(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
     if (classify_receive(returned) != ReceiveOutcome::data) return heard_no_data(core, connection, readiness, returned);
     const auto size = static_cast<std::size_t>(returned);
     // The handler may have made the clock be read since the last read of this dispatch: the stamp was stored, and is owed anew.
-    if (core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
-    deliver(core, connection, size);
+    if (!stamped || core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
+    stamped = true;
+    if (connection.has(Connection::closing)) {
+      count_received(core, connection, size);  // and discarded
+    } else {
+      deliver(core, connection, size);
+    }
     if (connection.stage_ != Connection::Stage::open || (plain && size < core.options.receive_buffer_bytes)) return;
-    core.dispatched();                                                 // each read asks for a stamp: room for the next
     if (--reads == 0) return core.ready_later(connection, readiness);  // more may be there, and others wait
   }
 }
@@ -254,27 +264,29 @@ inline void ConnectionLife::send_gathered(ReactorCore& core, Connection& connect
   const std::size_t size = core.gathered;
   core.gathered = 0;
   ++core.counters.send_calls;
-  const ssize_t returned = send_once(connection.descriptor_, core.gather_buffer.get(), size);
-  const std::size_t taken = account_sent(core, connection, returned);
-  if (taken != size) [[unlikely]]
-    keep_gathered(core, connection, taken, size);
+  const ssize_t returned = sys::send(connection.descriptor_, core.gather_buffer.get(), size);
+  if (returned != static_cast<ssize_t>(size)) [[unlikely]]
+    return keep_gathered(core, connection, returned, size);
+  connection.handed_to_kernel_ += size;
+  core.counters.sent_bytes += size;
 }
 
 /// One dispatch of an open connection: receive what is there, then send what its handler said to it.
 inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
   core.gathering = &connection;
   core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
-  if (const bool plain = is_plain(connection, readiness); plain || worth_receiving(connection, readiness)) [[likely]] {
+  if (is_plain(connection, readiness)) [[likely]] {
     const ssize_t returned = read_some(core, connection);
-    if (returned > 0) [[likely]]
+    if (returned > 0 && static_cast<std::size_t>(returned) < core.options.receive_buffer_bytes) [[likely]] {
       core.stamp_soon(&connection.last_received_);
-    if (plain && returned > 0 && static_cast<std::size_t>(returned) < core.options.receive_buffer_bytes) [[likely]] {
       deliver(core, connection, static_cast<std::size_t>(returned));
     } else {
       receive(core, connection, readiness, returned);
     }
+  } else if (worth_receiving(connection, readiness)) {
+    receive(core, connection, readiness, read_some(core, connection));
   }
-  if (connection.stage_ == Connection::Stage::open) [[likely]] {
+  if (connection.has(Connection::is_established)) [[likely]] {
     if (core.gathered != 0) [[likely]]
       send_gathered(core, connection);
     if ((connection.queue_ != nullptr) | connection.has(Connection::finish_wanted | Connection::lingering)) [[unlikely]]
@@ -295,7 +307,7 @@ void ConnectionLife::write_ready(ReactorCore& core, Connection& connection, Read
 
 void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readiness) noexcept {
   auto& connection = static_cast<Connection&>(source);
-  if (connection.stage_ == Connection::Stage::open) [[likely]]
+  if (connection.has(Connection::is_established)) [[likely]]
     return exchange(core, connection, readiness);
   if (connection.stage_ == Connection::Stage::connecting) confirm_connect(core, connection, readiness);
 }
@@ -416,7 +428,7 @@ inline void ConnectionLife::gather(ReactorCore& core, Bytes bytes) {
 
 /// The hot half: a small piece to the connection being dispatched, nothing queued before it, is gathered.
 Result<void> Connection::send(Bytes bytes) {
-  if (stage_ == Stage::open && !has(closing | finish_wanted | lingering) && queue_ == nullptr) [[likely]] {
+  if ((flags_ & (is_established | closing | finish_wanted | lingering)) == is_established && queue_ == nullptr) [[likely]] {
     ReactorCore& core = *policy_->core;
     core.assert_thread();
     if (core.gathers_for(*this) && send_progress_ != nothing_outstanding && bytes.size() < large_piece_bytes &&
@@ -489,7 +501,10 @@ Result<void> ConnectionLife::send_direct(ReactorCore& core, Connection& connecti
   return {};
 }
 
-void ConnectionLife::keep_gathered(ReactorCore& core, Connection& connection, std::size_t taken, std::size_t size) {
+void ConnectionLife::keep_gathered(ReactorCore& core, Connection& connection, ssize_t returned, std::size_t size) {
+  if (returned == -EINTR) returned = send_once(connection.descriptor_, core.gather_buffer.get(), size);
+  const std::size_t taken = account_sent(core, connection, returned);
+  if (taken == size) return;
   stall(core, connection);
   (void)enqueue(core, connection, Bytes(core.gather_buffer.get() + taken, size - taken));  // it tells a failure itself
 }
@@ -573,6 +588,7 @@ void ConnectionLife::end(Connection& connection, CloseReason reason, int error_n
   if (connection.stage_ == Connection::Stage::ended) return;
   ReactorCore& core = *connection.policy_->core;
   connection.stage_ = Connection::Stage::ended;
+  connection.clear(Connection::is_established);
   connection.reason_ = reason;
   connection.error_ = static_cast<std::int16_t>(error_number);
   connection.operation_ = operation;

@@ -67,6 +67,7 @@ struct ConnectionLife {
   [[nodiscard]] static ssize_t read_some(ReactorCore& core, const Connection& connection);
   static void receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void deliver(ReactorCore& core, Connection& connection, std::size_t size);
+  static void count_received(ReactorCore& core, Connection& connection, std::size_t size);
   [[nodiscard]] static bool worth_receiving(Connection& connection, Readiness readiness);
   static void heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void write_ready(ReactorCore& core, Connection& connection, Readiness readiness);
@@ -75,7 +76,7 @@ struct ConnectionLife {
   static void send_queued(ReactorCore& core, Connection& connection);
   [[nodiscard]] static std::size_t account_sent(ReactorCore& core, Connection& connection, ssize_t returned);
   static void sent_nothing(ReactorCore& core, Connection& connection, ssize_t returned);
-  static void keep_gathered(ReactorCore& core, Connection& connection, std::size_t taken, std::size_t size);
+  static void keep_gathered(ReactorCore& core, Connection& connection, ssize_t returned, std::size_t size);
   static void stall(ReactorCore& core, Connection& connection);
   static void confirm_connect(ReactorCore& core, Connection& connection, Readiness readiness);
 

@@ -144,7 +144,7 @@ ReactorCore::ReactorCore(const ReactorOptions& given)
     latch({"reactor", error, "mailbox"});
 }
 
-ReactorCore::~ReactorCore() {
+void ReactorCore::close() {
   in_turn = true;  // a callback told on the way out can't start another turn
   attend(shutting_down);
   stop_sources(true);
@@ -256,14 +256,16 @@ Result<void> ReactorCore::turn(Duration at_most) {
 }
 
 void ReactorCore::other_phases() {
+  const Instant began = now;
   if (now >= next_expiry_ || attends(wheel_changed)) advance_timers();
-  if (!attends(work_waits)) return;
-  attend(clock_is_old);
-  direct_sends_left = direct_sends_per_dispatch;
-  run_tasks();
-  flush_and_finish();
-  if (tasks_.empty() && ready_list.empty() && flush_list.empty() && finish_list.empty())
-    attention &= static_cast<std::uint8_t>(~work_waits);
+  if (attends(work_waits)) {
+    direct_sends_left = direct_sends_per_dispatch;
+    run_tasks();
+    flush_and_finish();
+    if (tasks_.empty() && ready_list.empty() && flush_list.empty() && finish_list.empty())
+      attention &= static_cast<std::uint8_t>(~work_waits);
+  }
+  count_delay(read_clock() - began);
 }
 
 /// When the wait is to end if something wants attention: at once if work is left, else at the next deadline.
@@ -275,7 +277,7 @@ Instant ReactorCore::wait_end() {
   }
   const bool at_once = attends(work_waits | stop_requested);
   attention &= static_cast<std::uint8_t>(~(clock_is_old | wheel_changed));
-  return at_once ? now : next_expiry_;
+  return at_once ? now : std::max(next_expiry_, now);
 }
 
 void ReactorCore::count_delay(Duration delay) {
@@ -295,7 +297,7 @@ void ReactorCore::count_delay(Duration delay) {
       continue;
     }
     // Left over from the last turn, too: one dispatch answers both, so that it gets one budget.
-    if (((source->lists_ & listed_ready) | (attention & stop_requested)) != 0) [[unlikely]] {
+    if (attention != 0 && ((source->lists_ & listed_ready) != 0 || attends(stop_requested))) [[unlikely]] {
       ready_later(*source, readiness);
       continue;
     }
@@ -321,7 +323,7 @@ void ReactorCore::dispatch_left_over() {
 }
 
 void ReactorCore::advance_timers() {
-  attend(wheel_changed | clock_is_old);
+  attend(wheel_changed);
   direct_sends_left = direct_sends_per_dispatch;
   wheel.advance(now);
   while (TimerNode* node = wheel.take_due()) {
@@ -420,7 +422,8 @@ void ReactorCore::stop_sources(bool at_once) {
 // --- the facade
 
 Reactor::Reactor(const ReactorOptions& options) : core_(std::make_unique<ReactorCore>(options)) {}
-Reactor::~Reactor() = default;
+// Not left to the member: handlers told on the way out may still call the reactor, and a unique_ptr being destroyed may be null.
+Reactor::~Reactor() { core_->close(); }
 
 Result<void> Reactor::run() { return core_->run(); }
 Result<void> Reactor::turn(Duration at_most) { return core_->turn(at_most); }

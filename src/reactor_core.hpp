@@ -38,7 +38,9 @@ struct Mailbox::Shared {
 
 struct ReactorCore {
   explicit ReactorCore(const ReactorOptions& given);
-  ~ReactorCore();
+  ~ReactorCore() = default;
+  /// The end: tells every life that is left, then lets go of everything. Once, before the destructor.
+  void close();
   ReactorCore(const ReactorCore&) = delete;
   ReactorCore& operator=(const ReactorCore&) = delete;
 

@@ -89,8 +89,9 @@ class Connection final : private Source {
     was_open = 1024,         // on_open was told
     above_high_mark = 2048,  // the queue passed the high mark and has not fallen to the low one
     lingering = 4096,        // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    fin_counts = 16384,      // the kernel took our end: it counts as one unacknowledged byte
     close_called = 8192,     // by the user or a shutdown: nothing that follows changes the reason
+    fin_counts = 16384,      // the kernel took our end: it counts as one unacknowledged byte
+    is_established = 32768,  // stage_ is open: asked together with the others by what is hot
   };
 
   Connection() = default;

@@ -63,7 +63,8 @@ struct ReactorCounters {
   std::uint64_t sent_bytes = 0;
   std::uint64_t shed = 0;  ///< connections closed for want of a descriptor or memory
   std::uint64_t accept_pauses = 0;
-  /// By how much timers were looked at after the end their wait had asked for: the wait's own lateness, and callbacks in between.
+  /// By how much timers were looked at after the end their wait had asked for (the wait's own lateness, and callbacks that kept
+  /// the loop from it), and the time timers, tasks and on_close took.
   std::uint64_t loop_delay_ns_total = 0;
   std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single turn of the above
   std::array<std::uint64_t, close_reason_count> closed_for{};  ///< by close reason
@@ -129,7 +130,8 @@ class Watch : public Registration {
 class Reactor {
  public:
   explicit Reactor(const ReactorOptions& options = {});
-  /// Closes what is still open with server_stopping, telling each on_close while its handler lives.
+  /// Closes what is still open with server_stopping, telling each on_close while its handler lives: what handlers refer to must
+  /// outlive the reactor.
   ~Reactor();
   Reactor(const Reactor&) = delete;
   Reactor& operator=(const Reactor&) = delete;
