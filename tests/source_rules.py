@@ -22,7 +22,7 @@ LAYERS = [
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls send_queue"),
     ("reactor", "reactor reactor_core mailbox"),
-    ("connections", "handler connection connection_life listener connector"),
+    ("connections", "handler callback_names connection connection_life listener connector"),
     ("heartbeat", "heartbeat"),
     ("server", "server"),
     ("everything", "vigil"),
