@@ -136,7 +136,9 @@ struct ListenerLife {
         case AcceptAnswer::skip:
           break;
         case AcceptAnswer::out_of_resources:
-          if (descriptor == -EMFILE || descriptor == -ENFILE) shed_head(core, listener, -descriptor);
+          // Out of descriptors the kernel answers so even if nobody waits: that is no reason to begin a pause.
+          if ((descriptor == -EMFILE || descriptor == -ENFILE) && !shed_head(core, listener, -descriptor) && !listener.paused())
+            return;
           if (listener.descriptor_ >= 0) pause(core, listener, -descriptor);
           return;
         case AcceptAnswer::failed:  // nothing we know of; a pause keeps it from spinning, and tells
@@ -148,8 +150,8 @@ struct ListenerLife {
   static void open_connection(ReactorCore& core, ListenerSource& listener, int descriptor, const PeerAddress& peer) {
     Connection* connection = ConnectionLife::begin(*listener.policy, descriptor, peer, listener.ip);
     if (connection == nullptr) {
-      shed(core, listener, descriptor, ENOMEM);
-      return;
+      close_with_reset(descriptor);
+      return tell_shed(core, listener, ENOMEM);
     }
     ConnectionLife::build_handler(*connection, listener.setup.construct);
     ConnectionLife::register_stream(*connection);
@@ -157,21 +159,26 @@ struct ListenerLife {
   }
 
   /// Out of descriptors: the reserve makes room for the head of the kernel's queue, which is closed at once. Its peer learns, and
-  /// the queue does not fill with connections nobody will ever answer.
-  static void shed_head(ReactorCore& core, ListenerSource& listener, int cause) {
-    if (core.reserve_descriptor < 0) return;
+  /// the queue does not fill with connections nobody will ever answer. False: nobody was waiting.
+  static bool shed_head(ReactorCore& core, ListenerSource& listener, int cause) {
+    if (core.reserve_descriptor < 0) return true;
     sys::close(core.reserve_descriptor);
     SocketAddress peer;
     peer.length = sizeof peer.storage;
     const int descriptor = uninterrupted([&] { return sys::accept(listener.descriptor_, peer.get(), &peer.length); });
-    if (descriptor >= 0) shed(core, listener, descriptor, cause);
+    if (descriptor >= 0) close_with_reset(descriptor);
     core.reserve_descriptor = sys::reserve_open();  // another thread may have taken it: tried again with the next pause
+    if (descriptor >= 0) tell_shed(core, listener, cause);
+    return classify_accept(descriptor) != AcceptAnswer::none_waiting;
   }
 
-  static void shed(ReactorCore& core, ListenerSource& listener, int descriptor, int cause) {
+  static void close_with_reset(int descriptor) {
     const linger at_once{1, 0};
-    (void)sys::set_option(descriptor, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    (void)sys::set_option(descriptor, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);  // fails on a dead socket only
     sys::close(descriptor);
+  }
+
+  static void tell_shed(ReactorCore& core, ListenerSource& listener, int cause) {
     CloseRecord record;
     record.reason = CloseReason::accept_shed;
     record.origin = Origin::policy;

@@ -52,6 +52,15 @@ struct CoreSources {
     return &of(*source);
   }
 
+  /// A second watch would be told nothing reliably, and cancelling the first would unblock the signal under it.
+  static bool watches_signal(ReactorCore& core, int signal_number) {
+    bool found = false;
+    core.slab_for(sizeof(UserSource), alignof(UserSource), &UserSource::construct)->for_each_taken([&](Source& source) {
+      found = found || (!of(source).over && of(source).signal_number == signal_number);
+    });
+    return found;
+  }
+
   static int add(ReactorCore& core, UserSource& source, int descriptor, Poller::Interest interest) {
     source.descriptor_ = descriptor;
     const int error = core.poller.add(source, interest);
@@ -458,6 +467,7 @@ Result<void> Watch::change(WatchFor wanted) {
 Result<Watch> Reactor::on_signal(int signal_number, Callback<void(int)> callback) {
   if (core_->latched.code != 0) return core_->latched;
   if (!callback) return Error{"on_signal", EINVAL, "empty callback"};
+  if (signal_number > 0 && CoreSources::watches_signal(*core_, signal_number)) return Error{"on_signal", EEXIST};
   bool was_blocked = false;
   const int descriptor = sys::signal_open(signal_number, was_blocked);
   if (descriptor < 0) return Error{"on_signal", -descriptor};

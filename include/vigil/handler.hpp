@@ -15,6 +15,7 @@
 #include <type_traits>
 
 #include "vigil/bytes.hpp"
+#include "vigil/callback_names.hpp"
 #include "vigil/close_record.hpp"
 
 namespace vigil {
@@ -34,27 +35,7 @@ struct HandlerThunks {
 
 namespace handler_detail {
 
-// Deriving from a handler and from a struct with the same member name makes the name ambiguous exactly if the handler has it,
-// overloaded, templated or private as it may be. A final handler can't be derived from: there, a plain member is looked for.
-#define VIGIL_NAMES_MEMBER(name)                         \
-  struct Has_##name {                                    \
-    int name;                                            \
-  };                                                     \
-  template <class Handler>                               \
-  struct Both_##name : Handler, Has_##name {};           \
-  template <class Handler>                               \
-  consteval bool names_##name() {                        \
-    if constexpr (std::is_final_v<Handler>) {            \
-      return requires { &Handler::name; };               \
-    } else {                                             \
-      return !requires { &Both_##name<Handler>::name; }; \
-    }                                                    \
-  }
-
-VIGIL_NAMES_MEMBER(on_open)
-VIGIL_NAMES_MEMBER(on_send_drained)
-VIGIL_NAMES_MEMBER(on_peer_finished)
-#undef VIGIL_NAMES_MEMBER
+using namespace callback_names;
 
 using Plain = void (*)(void*, Connection&) noexcept;
 

@@ -22,6 +22,7 @@
 
 #include "vigil/address.hpp"
 #include "vigil/callback.hpp"
+#include "vigil/callback_names.hpp"
 #include "vigil/connection.hpp"
 #include "vigil/handler.hpp"
 #include "vigil/reactor.hpp"
@@ -42,19 +43,18 @@ struct ListenerOptions {
   bool v6_only = true;                                ///< an IPv6 listener takes no IPv4 connections
 };
 
-/// What belongs to no connection. Any of these members, found by name:
-///   void on_accept_timed_out(vigil::Duration after)          no connection was accepted for the accept timeout; told once per
-///   period void on_accept_paused(const vigil::Error&, vigil::Duration retry)   out of descriptors or memory; tried again after
-///   `retry` void on_accept_resumed(vigil::Duration after)            accepting again, `after` the first pause void on_shed(const
-///   vigil::CloseRecord&)                  a connection was closed for want of a descriptor or memory
+/// What belongs to no connection. An events object has any of these members, found by name; one that can't be called like this
+/// does not compile.
+/// - `void on_accept_timed_out(vigil::Duration after)`: nobody was accepted for the accept timeout; told once per period
+/// - `void on_accept_paused(const vigil::Error&, vigil::Duration retry)`: out of descriptors or memory; tried again after `retry`
+/// - `void on_accept_resumed(vigil::Duration after)`: accepting again, `after` the first pause
+/// - `void on_shed(const vigil::CloseRecord&)`: a connection was closed for want of a descriptor or memory
 struct ListenerEventThunks {
   void (*on_accept_timed_out)(void* events, Duration after) noexcept = nullptr;
   void (*on_accept_paused)(void* events, const Error& error, Duration retry) noexcept = nullptr;
   void (*on_accept_resumed)(void* events, Duration after) noexcept = nullptr;
   void (*on_shed)(void* events, const CloseRecord& record) noexcept = nullptr;
 };
-
-struct NoEvents {};
 
 /// The part of a listener that does not depend on its handler's type.
 class ListenerBase {
@@ -93,21 +93,38 @@ namespace listener_detail {
 
 template <class Events>
 inline constexpr ListenerEventThunks event_thunks = [] {
+  using namespace callback_names;
   ListenerEventThunks thunks;
-  if constexpr (requires(Events & events) { events.on_accept_timed_out(Duration{}); })
+  if constexpr (names_on_accept_timed_out<Events>()) {
+    static_assert(
+        requires(Events & events) { events.on_accept_timed_out(Duration{}); },
+        "on_accept_timed_out must be callable as void on_accept_timed_out(vigil::Duration)");
     thunks.on_accept_timed_out = [](void* events, Duration after) noexcept {
       static_cast<Events*>(events)->on_accept_timed_out(after);
     };
-  if constexpr (requires(Events & events) { events.on_accept_paused(Error{}, Duration{}); })
+  }
+  if constexpr (names_on_accept_paused<Events>()) {
+    static_assert(
+        requires(Events & events, const Error& error) { events.on_accept_paused(error, Duration{}); },
+        "on_accept_paused must be callable as void on_accept_paused(const vigil::Error&, vigil::Duration)");
     thunks.on_accept_paused = [](void* events, const Error& error, Duration retry) noexcept {
       static_cast<Events*>(events)->on_accept_paused(error, retry);
     };
-  if constexpr (requires(Events & events) { events.on_accept_resumed(Duration{}); })
+  }
+  if constexpr (names_on_accept_resumed<Events>()) {
+    static_assert(
+        requires(Events & events) { events.on_accept_resumed(Duration{}); },
+        "on_accept_resumed must be callable as void on_accept_resumed(vigil::Duration)");
     thunks.on_accept_resumed = [](void* events, Duration after) noexcept {
       static_cast<Events*>(events)->on_accept_resumed(after);
     };
-  if constexpr (requires(Events & events) { events.on_shed(CloseRecord{}); })
+  }
+  if constexpr (names_on_shed<Events>()) {
+    static_assert(
+        requires(Events & events, const CloseRecord& record) { events.on_shed(record); },
+        "on_shed must be callable as void on_shed(const vigil::CloseRecord&)");
     thunks.on_shed = [](void* events, const CloseRecord& record) noexcept { static_cast<Events*>(events)->on_shed(record); };
+  }
   return thunks;
 }();
 

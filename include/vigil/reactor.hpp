@@ -158,7 +158,8 @@ class Reactor {
   /// pollable.
   [[nodiscard]] Result<Watch> watch(int descriptor, WatchFor wanted, Callback<void(Readiness)> callback);
   /// Calls back with the signal's number on this thread. Blocks the signal for the calling thread until cancelled: call it before
-  /// other threads start, so that they inherit the block.
+  /// other threads start, so that they inherit the block. EEXIST: this reactor watches it already; EINVAL: no such signal, or
+  /// SIGKILL or SIGSTOP.
   [[nodiscard]] Result<Watch> on_signal(int signal_number, Callback<void(int)> callback);
 
   [[nodiscard]] const ReactorCounters& counters() const;

@@ -4,6 +4,7 @@
 #include "vigil/address.hpp"
 #include "vigil/bytes.hpp"
 #include "vigil/callback.hpp"
+#include "vigil/callback_names.hpp"
 #include "vigil/close_record.hpp"
 #include "vigil/connection.hpp"
 #include "vigil/connector.hpp"

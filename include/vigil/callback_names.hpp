@@ -1,0 +1,36 @@
+// Whether a type has a member of an optional callback's name, callable as documented or not: one that has the name and can't be
+// called is a mistake that must not compile. Used by handlers (handler.hpp) and events objects (listener.hpp). All at compile
+// time.
+#pragma once
+
+#include <type_traits>
+
+namespace vigil::callback_names {
+
+// Deriving from a handler and from a struct with the same member name makes the name ambiguous exactly if the handler has it,
+// overloaded, templated or private as it may be. A final handler can't be derived from: there, a plain member is looked for.
+#define VIGIL_NAMES_MEMBER(name)                         \
+  struct Has_##name {                                    \
+    int name;                                            \
+  };                                                     \
+  template <class Handler>                               \
+  struct Both_##name : Handler, Has_##name {};           \
+  template <class Handler>                               \
+  consteval bool names_##name() {                        \
+    if constexpr (std::is_final_v<Handler>) {            \
+      return requires { &Handler::name; };               \
+    } else {                                             \
+      return !requires { &Both_##name<Handler>::name; }; \
+    }                                                    \
+  }
+
+VIGIL_NAMES_MEMBER(on_open)
+VIGIL_NAMES_MEMBER(on_send_drained)
+VIGIL_NAMES_MEMBER(on_peer_finished)
+VIGIL_NAMES_MEMBER(on_accept_timed_out)
+VIGIL_NAMES_MEMBER(on_accept_paused)
+VIGIL_NAMES_MEMBER(on_accept_resumed)
+VIGIL_NAMES_MEMBER(on_shed)
+#undef VIGIL_NAMES_MEMBER
+
+}  // namespace vigil::callback_names
