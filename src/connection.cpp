@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cassert>
 #include <cerrno>
 #include <cstring>
 #include <new>
@@ -82,7 +83,8 @@ constexpr std::uint8_t number(Operation operation) { return static_cast<std::uin
 
 }  // namespace
 
-constinit const SourceOperations ConnectionLife::operations{ready, due, flush, finish, stop, nullptr};
+constinit const SourceOperations ConnectionLife::operations{
+    .ready = ready, .due = due, .flush = flush, .finish = finish, .stop = stop, .cancel = nullptr};
 
 void* Connection::handler_storage() { return reinterpret_cast<std::byte*>(this) + policy_->handler_offset; }
 
@@ -177,7 +179,8 @@ void ConnectionLife::accepted(Connection& connection) {
 
 void ConnectionLife::connecting(Connection& connection, int connect_answer) {
   ReactorCore& core = *connection.policy_->core;
-  if (connect_answer < 0 && connect_answer != -EINPROGRESS)
+  // EALREADY: an interrupted call had begun it.
+  if (connect_answer < 0 && connect_answer != -EINPROGRESS && connect_answer != -EALREADY)
     return end(connection, reason_of_connect(-connect_answer), -connect_answer, number(Operation::connect));
   register_stream(connection);
   if (connection.stage_ != Connection::Stage::connecting) return;
@@ -273,6 +276,7 @@ inline void ConnectionLife::send_gathered(ReactorCore& core, Connection& connect
 
 /// One dispatch of an open connection: receive what is there, then send what its handler said to it.
 inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
+  assert(core.gathered == 0 && core.gathering == nullptr);
   core.gathering = &connection;
   core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
   if (is_plain(connection, readiness)) [[likely]] {
@@ -289,13 +293,14 @@ inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, 
   if (connection.has(Connection::is_established)) [[likely]] {
     if (core.gathered != 0) [[likely]]
       send_gathered(core, connection);
+    core.gathering = nullptr;  // what its handler is told from here on queues: nobody would send the gather buffer any more
     if ((connection.queue_ != nullptr) | connection.has(Connection::finish_wanted | Connection::lingering)) [[unlikely]]
       write_ready(core, connection, readiness);
   } else {
     connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);  // told as unsent
     core.gathered = 0;
+    core.gathering = nullptr;
   }
-  core.gathering = nullptr;
 }
 
 void ConnectionLife::write_ready(ReactorCore& core, Connection& connection, Readiness readiness) {
@@ -312,10 +317,7 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
   if (connection.stage_ == Connection::Stage::connecting) confirm_connect(core, connection, readiness);
 }
 
-void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
-  auto& connection = static_cast<Connection&>(source);
-  if (connection.stage_ == Connection::Stage::open) write_out(core, connection);
-}
+void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept { write_out(core, static_cast<Connection&>(source)); }
 
 /// Whether readiness that is not simply "readable" is a reason to ask recv.
 bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness) {
@@ -385,10 +387,9 @@ void ConnectionLife::stream_error(ReactorCore& core, Connection& connection) {
   }
   if (is_reset(error) && connection.has(Connection::peer_finished)) {
     // A reset behind the peer's FIN: an orderly end if it was owed nothing. Our own close stays what it was, but for its drain.
-    if (owes(connection) && (!connection.has(Connection::close_called) || connection.reason_ == CloseReason::peer_finished))
-      return end(connection, CloseReason::peer_reset, error, operation);
-    if (!connection.has(Connection::close_called) || connection.reason_ == CloseReason::peer_finished)
-      return end(connection, CloseReason::peer_finished);
+    const bool ours = connection.has(Connection::close_called) && connection.reason_ != CloseReason::peer_finished;
+    if (!ours && owes(connection)) return end(connection, CloseReason::peer_reset, error, operation);
+    if (!ours) return end(connection, CloseReason::peer_finished);
   }
   if (connection.has(Connection::close_called)) {
     connection.cut_short_ = is_reset(error) ? CutShort::reset : CutShort::timed_out;
@@ -431,7 +432,7 @@ Result<void> Connection::send(Bytes bytes) {
   if ((flags_ & (is_established | closing | finish_wanted | lingering)) == is_established && queue_ == nullptr) [[likely]] {
     ReactorCore& core = *policy_->core;
     core.assert_thread();
-    if (core.gathers_for(*this) && send_progress_ != nothing_outstanding && bytes.size() < large_piece_bytes &&
+    if (core.gathers_for(*this) && send_progress_ != nothing_outstanding && bytes.size() - 1 < large_piece_bytes - 1 &&
         bytes.size() <= policy_->gather_max - core.gathered) [[likely]] {
       ConnectionLife::gather(core, bytes);
       return {};
@@ -539,7 +540,7 @@ void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
 
 /// Hands the kernel what is queued, and then whatever follows from there being nothing left.
 void ConnectionLife::write_out(ReactorCore& core, Connection& connection) {
-  if (connection.has(Connection::error_latched)) return;
+  if (connection.stage_ != Connection::Stage::open || connection.has(Connection::error_latched)) return;
   if (!connection.has(Connection::stalled)) send_queued(core, connection);
   if (connection.has(Connection::above_high_mark) && connection.queued_bytes_ <= connection.policy_->low_mark) {
     connection.clear(Connection::above_high_mark);
@@ -569,7 +570,6 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
 
 /// Nothing is queued: our end follows if it is wanted, and where both ends have come the life is over.
 void ConnectionLife::advance_end(ReactorCore& core, Connection& connection) {
-  if (core.gathers_for(connection) && core.gathered != 0) return;
   if (connection.has(Connection::finish_wanted) && !connection.has(Connection::end_sent)) {
     // ENOTCONN: the peer has reset it, as a receive will tell.
     if (sys::shutdown(connection.descriptor_, SHUT_WR) == 0) connection.set(Connection::fin_counts);
@@ -646,10 +646,9 @@ void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexc
   if (connection.stage_ == Connection::Stage::connecting) return end(connection, CloseReason::server_stopping);
   if (connection.stage_ != Connection::Stage::open) return;
   const bool settled = connection.has(Connection::closing);
-  if (!settled) begin_close(core, connection, CloseReason::server_stopping, true);
-  if (!at_once) return;
+  if (!at_once) return settled ? void() : begin_close(core, connection, CloseReason::server_stopping, true);
   if (settled) connection.cut_short_ = CutShort::timed_out;
-  end(connection, connection.reason_);
+  end(connection, settled ? connection.reason_ : CloseReason::server_stopping);
 }
 
 // --- deadlines
@@ -657,6 +656,10 @@ void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexc
 Timeout ConnectionLife::send_timeout(const Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   return timeouts.send.is_never() && connection.has(Connection::closing) ? timeouts.drain : timeouts.send;
+}
+
+bool ConnectionLife::send_clock_runs(const Connection& connection) {
+  return connection.send_progress_ != nothing_outstanding && connection.send_progress_ != never_due;
 }
 
 /// Of the deadlines that run in this connection's state, the one due first. This table is all there is to say of them.
@@ -675,8 +678,7 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
     if (awaits_first_byte) runs(Deadline::first_byte, connection.last_received_, timeouts.first_byte);
     if (!awaits_first_byte) runs(Deadline::receive, connection.last_received_, timeouts.receive);
   }
-  if (connection.send_progress_ != nothing_outstanding && connection.send_progress_ != never_due)
-    runs(Deadline::send, connection.send_progress_, send_timeout(connection));
+  if (send_clock_runs(connection)) runs(Deadline::send, connection.send_progress_, send_timeout(connection));
   if (connection.drain_began_ != never_due) runs(Deadline::drain, connection.drain_began_, timeouts.drain);
   return first;
 }
@@ -684,8 +686,7 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
 /// Moves the one node to the earliest deadline, or to the next sample of the acknowledged progress if that comes before.
 void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
   Instant at = earliest_deadline(connection).at;
-  if (connection.send_progress_ != nothing_outstanding && connection.send_progress_ != never_due)
-    at = std::min(at, due_at(core.now, Timeout(send_timeout(connection).duration() / 8)));
+  if (send_clock_runs(connection)) at = std::min(at, due_at(core.now, Timeout(send_timeout(connection).duration() / 8)));
   if (at == never_due) return core.cancel(connection);
   core.arm(connection, at);
 }
@@ -694,13 +695,12 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
 void ConnectionLife::start_send_clock(ReactorCore& core, Connection& connection) {
   connection.send_progress_ = core.read_clock();
   connection.acknowledged_ = static_cast<std::uint32_t>(connection.handed_to_kernel_ - in_flight(connection));
-  const Instant sample = due_at(core.now, Timeout(send_timeout(connection).duration() / 8));
-  if (!connection.armed() || core.wheel.due_instant(connection) > sample) core.arm(connection, sample);
+  rearm(core, connection);
 }
 
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
-  if (connection.send_progress_ == nothing_outstanding || connection.send_progress_ == never_due) return;
+  if (!send_clock_runs(connection)) return;
   const std::uint64_t flying = in_flight(connection);
   const auto acknowledged = static_cast<std::uint32_t>(connection.handed_to_kernel_ - flying);
   if (acknowledged != connection.acknowledged_) connection.send_progress_ = core.now;
@@ -762,6 +762,7 @@ Connection& ConnectionLife::over() {
 
 Result<void> Connection::finish() {
   if (stage_ == Stage::vacant) return Error{"finish", EBADF};
+  policy_->core->assert_thread();
   if (stage_ == Stage::ended || has(closing)) return Error{"finish", EPIPE};
   if (has(finish_wanted)) return {};
   set(finish_wanted);
@@ -771,6 +772,7 @@ Result<void> Connection::finish() {
 
 Result<void> Connection::close() {
   if (stage_ == Stage::vacant) return Error{"close", EBADF};
+  policy_->core->assert_thread();
   if (stage_ == Stage::ended || has(close_called)) return {};
   if (stage_ == Stage::connecting) {
     ConnectionLife::end(*this, CloseReason::local_close);
@@ -783,6 +785,7 @@ Result<void> Connection::close() {
 
 Result<void> Connection::abort() {
   if (stage_ == Stage::vacant) return Error{"abort", EBADF};
+  policy_->core->assert_thread();
   if (stage_ == Stage::ended) return {};
   set(reset_wanted);
   ConnectionLife::end(*this, has(closing) ? reason_ : CloseReason::local_close);
@@ -790,12 +793,14 @@ Result<void> Connection::abort() {
 }
 
 /// Most connections share their listener's policy; one that differs gets its own copy.
-void ConnectionLife::own_policy(Connection& connection) {
-  if (connection.policy_->references == 1) return;
-  auto* own = new ConnectionPolicy(*connection.policy_);
+bool ConnectionLife::own_policy(Connection& connection) {
+  if (connection.policy_->references == 1) return true;
+  auto* own = new (std::nothrow) ConnectionPolicy(*connection.policy_);
+  if (own == nullptr) return false;
   own->references = 1;
   ConnectionPolicy::release(connection.policy_);
   connection.policy_ = own;
+  return true;
 }
 
 Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
@@ -804,14 +809,15 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   Timeouts wanted;
   wanted.of(kind) = timeout;
   if (auto valid = validate(wanted, "set timeout"); !valid) return valid;
-  ConnectionLife::own_policy(*this);
+  if (!ConnectionLife::own_policy(*this)) return Error{"set timeout", ENOMEM};
   policy_->timeouts.of(kind) = timeout.is_inherit() ? policy_->inherited.of(kind) : timeout;
   ReactorCore& core = *policy_->core;
   core.read_clock();
   if (kind == Deadline::send) {
     // The new clock starts now, if there is anything to wait for.
-    send_progress_ = policy_->timeouts.send.is_never() ? never_due : nothing_outstanding;
-    if (stage_ == Stage::open && !policy_->timeouts.send.is_never()) ConnectionLife::start_send_clock(core, *this);
+    const bool counts = !ConnectionLife::send_timeout(*this).is_never();  // while closing, drain's duration stands in for never
+    send_progress_ = counts ? nothing_outstanding : never_due;
+    if (stage_ == Stage::open && counts) ConnectionLife::start_send_clock(core, *this);
   }
   ConnectionLife::rearm(core, *this);
   return {};
@@ -830,7 +836,7 @@ Result<Address> Connection::local_address() const {
 }
 
 int Connection::descriptor() const { return descriptor_; }
-bool Connection::is_open() const { return stage_ == Stage::open && !has(closing); }
+bool Connection::is_open() const { return stage_ == Stage::open && !has(closing | finish_wanted); }
 
 std::size_t Connection::backlog_bytes() const {
   if (stage_ == Stage::vacant) return 0;

@@ -98,6 +98,7 @@ struct ConnectionLife {
   };
   [[nodiscard]] static Due earliest_deadline(const Connection& connection);
   [[nodiscard]] static Timeout send_timeout(const Connection& connection);
+  [[nodiscard]] static bool send_clock_runs(const Connection& connection);
   static void rearm(ReactorCore& core, Connection& connection);
   static void expire(Connection& connection, Deadline kind);
   static void start_send_clock(ReactorCore& core, Connection& connection);
@@ -112,7 +113,7 @@ struct ConnectionLife {
   [[nodiscard]] static PeerAddress& peer_of(Connection& connection) { return *reinterpret_cast<PeerAddress*>(&connection + 1); }
   [[nodiscard]] static std::uint64_t in_flight(const Connection& connection);
   [[nodiscard]] static CloseRecord record_of(ReactorCore& core, Connection& connection);
-  static void own_policy(Connection& connection);
+  [[nodiscard]] static bool own_policy(Connection& connection);
 
   static Source* construct_slot(void* slot);
   static Connection& over();

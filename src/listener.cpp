@@ -30,7 +30,6 @@ struct ListenerSource final : Source {
   Duration retry{};      // zero: not paused
   Duration time_left{};  // of the accept deadline while paused
   bool ip = false;
-  bool cancelled = false;
 
   [[nodiscard]] bool paused() const { return retry != Duration::zero(); }
 
@@ -51,7 +50,6 @@ struct ListenerLife {
     source->descriptor_ = -1;
     of(*source).options = options;
     of(*source).setup = std::move(setup);
-    of(*source).cancelled = false;
     return source;
   }
 
@@ -107,7 +105,8 @@ struct ListenerLife {
   static void close(ReactorCore& core, ListenerSource& listener) {
     core.cancel(listener);
     if (listener.descriptor_ < 0) return;
-    sys::close(listener.descriptor_);  // the kernel drops the registration with it
+    core.poller.remove(listener);  // a duplicate of the descriptor (a fork) would keep a level-triggered registration alive
+    sys::close(listener.descriptor_);
     listener.descriptor_ = -1;
   }
 
@@ -129,7 +128,10 @@ struct ListenerLife {
       switch (classify_accept(descriptor)) {
         case AcceptAnswer::accepted:
           listener.last_accepted = core.read_clock();
-          open_connection(core, listener, descriptor, peer_from(peer.get(), peer.length));
+          if (!open_connection(core, listener, descriptor, peer_from(peer.get(), peer.length))) {
+            if (listener.descriptor_ >= 0) pause(core, listener, ENOMEM);
+            return;
+          }
           break;
         case AcceptAnswer::none_waiting:
           return;
@@ -137,8 +139,7 @@ struct ListenerLife {
           break;
         case AcceptAnswer::out_of_resources:
           // Out of descriptors the kernel answers so even if nobody waits: that is no reason to begin a pause.
-          if ((descriptor == -EMFILE || descriptor == -ENFILE) && !shed_head(core, listener, -descriptor) && !listener.paused())
-            return;
+          if (!shed_head(core, listener, -descriptor) && !listener.paused()) return;
           if (listener.descriptor_ >= 0) pause(core, listener, -descriptor);
           return;
         case AcceptAnswer::failed:  // nothing we know of; a pause keeps it from spinning, and tells
@@ -147,19 +148,22 @@ struct ListenerLife {
     }
   }
 
-  static void open_connection(ReactorCore& core, ListenerSource& listener, int descriptor, const PeerAddress& peer) {
+  /// False: no memory, and it was shed.
+  static bool open_connection(ReactorCore& core, ListenerSource& listener, int descriptor, const PeerAddress& peer) {
     Connection* connection = ConnectionLife::begin(*listener.policy, descriptor, peer, listener.ip);
     if (connection == nullptr) {
       close_with_reset(descriptor);
-      return tell_shed(core, listener, ENOMEM);
+      tell_shed(core, listener, ENOMEM);
+      return false;
     }
     ConnectionLife::build_handler(*connection, listener.setup.construct);
     ConnectionLife::register_stream(*connection);
     ConnectionLife::accepted(*connection);
+    return true;
   }
 
-  /// Out of descriptors: the reserve makes room for the head of the kernel's queue, which is closed at once. Its peer learns, and
-  /// the queue does not fill with connections nobody will ever answer. False: nobody was waiting.
+  /// Out of descriptors or memory: the reserve makes room for the head of the kernel's queue, which is closed at once. Its peer
+  /// learns, and the queue does not fill with connections nobody will ever answer. False: nobody was waiting.
   static bool shed_head(ReactorCore& core, ListenerSource& listener, int cause) {
     if (core.reserve_descriptor < 0) return true;
     sys::close(core.reserve_descriptor);
@@ -240,7 +244,6 @@ struct ListenerLife {
 
   static void cancel(ReactorCore& core, Source& source) noexcept {
     close(core, of(source));
-    of(source).cancelled = true;
     core.finish_later(source);  // not now: a callback of its own may be what destroys it
   }
 
@@ -260,7 +263,8 @@ struct ListenerLife {
     core.arm(listener, at);
   }
 
-  static constexpr SourceOperations operations{ready, due, nullptr, finish, stop, cancel};
+  static constexpr SourceOperations operations{
+      .ready = ready, .due = due, .flush = nullptr, .finish = finish, .stop = stop, .cancel = cancel};
 };
 
 ListenerBase::ListenerBase(Reactor& reactor, const ListenerOptions& options, Setup setup)

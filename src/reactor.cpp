@@ -108,10 +108,14 @@ struct CoreSources {
     core.give_back(*core.slab_for(sizeof(UserSource), alignof(UserSource), &UserSource::construct), source);
   }
 
-  static constexpr SourceOperations timer{nullptr, timer_due, nullptr, finish, nullptr, cancel};
-  static constexpr SourceOperations watch{watch_ready, nullptr, nullptr, finish, nullptr, cancel};
-  static constexpr SourceOperations signal{signal_ready, nullptr, nullptr, finish, nullptr, cancel};
-  static constexpr SourceOperations wake{wake_ready, nullptr, nullptr, finish, nullptr, cancel};
+  static constexpr SourceOperations timer{
+      .ready = nullptr, .due = timer_due, .flush = nullptr, .finish = finish, .stop = nullptr, .cancel = cancel};
+  static constexpr SourceOperations watch{
+      .ready = watch_ready, .due = nullptr, .flush = nullptr, .finish = finish, .stop = nullptr, .cancel = cancel};
+  static constexpr SourceOperations signal{
+      .ready = signal_ready, .due = nullptr, .flush = nullptr, .finish = finish, .stop = nullptr, .cancel = cancel};
+  static constexpr SourceOperations wake{
+      .ready = wake_ready, .due = nullptr, .flush = nullptr, .finish = finish, .stop = nullptr, .cancel = cancel};
 };
 
 // --- the core's life
@@ -146,7 +150,6 @@ ReactorCore::ReactorCore(const ReactorOptions& given)
     latch({"reactor", ENOMEM});
     return;
   }
-  wake_source_ = wake;
   shutdown_timer_ = timer;
   timer->on_due = [this] { stop_sources(true); };
   if (const int error = CoreSources::add(*this, *wake, mailbox->wake_descriptor, Poller::Interest::edge_readable); error != 0)
@@ -160,7 +163,10 @@ void ReactorCore::close() {
   // Every life that ends may end or cancel others from its on_close; nothing new can begin, so this comes to an end.
   while (flush_and_finish_once()) {
   }
-  for (auto& slab : slabs_) slab->for_each_taken([this](Source& source) { source.operations_->cancel(*this, source); });
+  for (auto& slab : slabs_)
+    slab->for_each_taken([this](Source& source) {
+      if (source.operations_->cancel != nullptr) source.operations_->cancel(*this, source);  // connections have all ended
+    });
   while (finish_round()) {
   }
   std::vector<Task> undone;
@@ -171,7 +177,8 @@ void ReactorCore::close() {
     undone.swap(mailbox->tasks);
   }
   undone.clear();
-  tasks_.clear();
+  undone.swap(tasks_);  // destroying a task may post another, which is never run
+  undone.clear();
   while (finish_round()) {  // what the tasks held
   }
   link->core = nullptr;
@@ -526,7 +533,7 @@ Result<void> Timer::arm_after(Duration delay) {
 }
 
 Result<void> Timer::arm_at(Instant due) {
-  if (source() == nullptr) return Error{"arm timer", ECANCELED};
+  if (source() == nullptr || CoreSources::of(*source()).over) return Error{"arm timer", ECANCELED};
   // The wheel rounds up to its next tick, and a turn that finds work does not wait for that: what has passed is due at once.
   core()->arm(*source(), due <= sys::monotonic_now() ? Instant{} : due);
   return {};

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <cassert>
 #include <cstddef>
 #include <cstdint>
@@ -64,7 +63,6 @@ struct ReactorCore {
   [[nodiscard]] SourceSlab* slab_for(std::size_t slot_bytes, std::size_t alignment, SourceSlab::Construct construct);
   [[nodiscard]] Source* take_source(SourceSlab& slab);
   void give_back(SourceSlab& slab, Source& source);
-  [[nodiscard]] bool reserve_lists();
 
   /// Dispatches it again in this turn's second half, or in the next turn. Adds to what it already waits for: an edge is told
   /// once.
@@ -103,6 +101,7 @@ struct ReactorCore {
 
   static ReactorCore& of(Reactor& reactor) { return *reactor.core_; }
 
+  std::vector<std::unique_ptr<SourceSlab>> slabs_;  // first: slots outlive the wheel and the lists that point to them
   ReactorOptions options;
   Error latched;  // code 0: none
   Poller poller;
@@ -181,13 +180,11 @@ struct ReactorCore {
   bool finish_round();
   void take_mail();
 
-  std::vector<std::unique_ptr<SourceSlab>> slabs_;
   std::size_t slots_ = 0;
   std::vector<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
   std::vector<Task> tasks_, tasks_now_;
   Instant next_expiry_ = never_due;
   std::thread::id owner = std::this_thread::get_id();
-  Source* wake_source_ = nullptr;
   Source* shutdown_timer_ = nullptr;
 
   friend struct CoreSources;

@@ -49,21 +49,23 @@ class Connection final : private Source {
   Result<void> abort();
 
   /// Overrides one timeout for this connection alone; a running deadline of that kind is judged by the new value from its old
-  /// start. {set timeout, EINVAL}: out of range, or `accept`. Inherit returns to the listener's or connector's value.
+  /// start (send: from now). {set timeout, EINVAL}: out of range, or `accept`. Inherit returns to the listener's or connector's
+  /// value.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
   [[nodiscard]] ConnectionHandle handle();
   [[nodiscard]] Address peer() const;                   ///< also after the end; unspecified address on a stale handle
   [[nodiscard]] Result<Address> local_address() const;  ///< asks the kernel
   [[nodiscard]] int descriptor() const;                 ///< for reading socket options; -1 once over
-  [[nodiscard]] bool is_open() const;                   ///< established, and neither closing nor over: send() may be called
+  [[nodiscard]] bool is_open() const;                   ///< established, our end not under way: send() may be called
   [[nodiscard]] std::uint64_t received() const { return received_; }
   [[nodiscard]] std::uint64_t handed_to_kernel() const { return handed_to_kernel_; }
   [[nodiscard]] std::size_t backlog_bytes() const;  ///< given to send() and not yet handed to the kernel
   [[nodiscard]] Duration age() const;               ///< since it was opened, or attempted
   [[nodiscard]] Duration silence() const;           ///< since the last byte was received, or since it was opened
 
-  /// The handler in this connection's slot. The caller vouches for the type, which is the listener's or connector's.
+  /// The handler in this connection's slot. The caller vouches for the type, which is the listener's or connector's, and that the
+  /// connection is alive.
   template <class Handler>
   [[nodiscard]] Handler& handler() {
     return *static_cast<Handler*>(handler_storage());
@@ -89,7 +91,7 @@ class Connection final : private Source {
     was_open = 1024,         // on_open was told
     above_high_mark = 2048,  // the queue passed the high mark and has not fallen to the low one
     lingering = 4096,        // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    close_called = 8192,     // by the user or a shutdown: nothing that follows changes the reason
+    close_called = 8192,     // by the user or a shutdown: what follows is told in cut_short_
     fin_counts = 16384,      // the kernel took our end: it counts as one unacknowledged byte
     is_established = 32768,  // stage_ is open: asked together with the others by what is hot
   };

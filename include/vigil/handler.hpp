@@ -1,12 +1,12 @@
 // How a handler's callbacks are reached: a constant table of functions per handler type, found at compile time.
 //
 // A handler is any struct with
-//   void on_receive(vigil::Connection&, vigil::Bytes)              mandatory: bytes arrived; they are borrowed for the call
-//   void on_close(vigil::Connection&, const vigil::CloseRecord&)   mandatory: the life is over; comes exactly once
-//   void on_open(vigil::Connection&)                               the connection is established
-//   void on_send_drained(vigil::Connection&)                       the queue fell to the low mark after having passed the high
-//   one void on_peer_finished(vigil::Connection&)                      the peer's end came; without it the connection flushes and
-//   closes
+// - `void on_receive(vigil::Connection&, vigil::Bytes)`: mandatory. Bytes arrived; they are borrowed for the call
+// - `void on_close(vigil::Connection&, const vigil::CloseRecord&)`: mandatory. The life is over; comes exactly once
+// - `void on_open(vigil::Connection&)`: the connection is established
+// - `void on_send_drained(vigil::Connection&)`: the queue fell to the low mark after having passed the high one
+// - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes
+//
 // A misspelled mandatory callback does not compile, nor does an optional one that exists by name but can't be called as above.
 // Callbacks run on the reactor's thread and are noexcept: one that throws terminates the program.
 #pragma once

@@ -35,7 +35,7 @@ namespace vigil {
 struct ListenerOptions {
   Timeouts timeouts{};                                ///< the listener's layer of defaults, inherited by its connections
   SocketOptions socket{};                             ///< set once on the listening socket; accepted ones inherit them
-  std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< hard bound on what send() may leave queued; up to 4 GiB - 1
+  std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< hard bound on one send() and all that waits before it; up to 4 GiB - 1
   std::size_t backlog_high_mark_bytes = 1024 * 1024;  ///< on_send_drained comes after the queue passed this ...
   std::size_t backlog_low_mark_bytes = 256 * 1024;    ///< ... and has fallen to this
   int accept_queue = 4096;                            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)

@@ -2,8 +2,8 @@
 //
 // A reactor and everything made from it belong to the thread that runs it; debug builds assert this. Only its Mailbox may be
 // touched from elsewhere. Constructors never fail: what went wrong (no descriptor left, invalid options) is answered by the first
-// listen, connect, watch or run. Callbacks are never entered from inside one of the user's own calls, and one that throws
-// terminates the program.
+// listen, connect, watch or run. Callbacks (but for make_handler) are never entered from inside one of the user's own calls, and
+// one that throws terminates the program.
 //
 // One turn: wait; dispatch what is ready, then what was left over; advance timers; run posted tasks; flush connections written to
 // from elsewhere; finish what ended (on_close, then its memory is reused).
@@ -37,7 +37,7 @@ class Reactor;
 
 struct ReactorOptions {
   Timeouts timeouts{};                           ///< the reactor's layer of defaults: nearer than the process's
-  Duration tick = std::chrono::milliseconds(1);  ///< grid of the timer wheel: 100 µs to 1 s. Deadlines are late by up to one tick
+  Duration tick = std::chrono::milliseconds(1);  ///< grid of the timer wheel: 100 µs to 1 s. A timer is late by up to one tick
   std::size_t receive_buffer_bytes =
       64 * 1024;  ///< one buffer for all connections: the most a single on_receive is given; 1 KiB to 16 MiB
   std::size_t gather_buffer_bytes = 64 * 1024;  ///< small sends of one dispatch leave together; 1 KiB to 16 MiB
@@ -66,7 +66,7 @@ struct ReactorCounters {
   /// By how much timers were looked at after the end their wait had asked for (the wait's own lateness, and callbacks that kept
   /// the loop from it), and the time timers, tasks and on_close took.
   std::uint64_t loop_delay_ns_total = 0;
-  std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single turn of the above
+  std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single delay of the above
   std::array<std::uint64_t, close_reason_count> closed_for{};  ///< by close reason
 };
 
@@ -107,7 +107,7 @@ class Timer : public Registration {
   /// (Re)arms it. From 0 (the next turn's timers) to 10 years, else Error{arm timer, EINVAL}; ECANCELED when cancelled or the
   /// reactor is gone.
   [[nodiscard]] Result<void> arm_after(Duration delay);
-  /// As arm_after, for an instant of Reactor::now()'s clock; one that has passed fires in the next turn.
+  /// As arm_after, for an instant of Reactor::now()'s clock; one that has passed fires with the next timers.
   [[nodiscard]] Result<void> arm_at(Instant due);
   void disarm();
   [[nodiscard]] bool armed() const;
