@@ -70,17 +70,16 @@ const char* to_string(CutShort cut_short) {
 
 std::string describe(const CloseRecord& record) {
   std::string line = to_string(record.reason);
-  line += std::string(" (") + to_string(record.origin) + ", " + to_string(record.phase) + "): " + meaning(record.reason);
-  if (record.error_number != 0) line += std::string("; ") + describe(Error{record.operation, record.error_number});
-  const auto count = [&line](const char* name, std::uint64_t bytes, bool even_if_zero) {
-    if (bytes != 0 || even_if_zero) line += std::string(", ") + name + " " + std::to_string(bytes);
+  line += std::string(" (") + to_string(record.origin) + ", " + to_string(record.phase) + "): ";
+  if (record.error_number != 0) line += describe(Error{record.operation, record.error_number}) + "; ";
+  line += "received " + std::to_string(record.received) + ", handed to the kernel " + std::to_string(record.handed_to_kernel);
+  const auto count_unless_zero = [&line](const char* name, std::uint64_t bytes) {
+    if (bytes != 0) line += std::string(", ") + name + " " + std::to_string(bytes);
   };
-  line += "; received " + std::to_string(record.received);
-  count("handed to the kernel", record.handed_to_kernel, true);
-  if (record.unacknowledged) count("unacknowledged", *record.unacknowledged, false);
-  count("unsent", record.unsent, false);
-  count("left unread", record.left_unread, false);
-  count("unconsumed", record.unconsumed, false);
+  count_unless_zero("unacknowledged", record.unacknowledged.value_or(0));
+  count_unless_zero("unsent", record.unsent);
+  count_unless_zero("left unread", record.left_unread);
+  count_unless_zero("unconsumed", record.unconsumed);
   line += ", age " + seconds(record.age) + ", silent " + seconds(record.silence);
   if (record.cut_short != CutShort::none) line += std::string(", cut short: ") + to_string(record.cut_short);
   return line;

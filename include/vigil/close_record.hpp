@@ -81,11 +81,12 @@ struct CloseRecord {
   Duration silence{};  ///< from the last byte received (or from open) to the end
 };
 
-/// One line: `receive_timed_out (policy, open): received 120, handed to the kernel 4096, unacknowledged 0, age 31.002 s,
-/// silent 30.001 s`.
+/// One line, for people; counts that are zero or not known are left out after the first two:
+/// `receive_timed_out (policy, open): received 120, handed to the kernel 4096, age 31.002 s, silent 30.001 s`.
 [[nodiscard]] std::string describe(const CloseRecord& record);
 
-/// One JSON object with every field of the record; null where a value is not known.
+/// One JSON object with every field of the record; null where a value is not known, or nothing that can tell is built in yet (a
+/// heartbeat's verdict and evidence).
 [[nodiscard]] std::string to_json(const CloseRecord& record);
 
 }  // namespace vigil
