@@ -141,6 +141,7 @@ Connection* ConnectionLife::begin(ConnectionPolicy& policy, int descriptor, cons
   connection.opened_at_ = connection.last_received_ = core.read_clock();
   connection.drain_began_ = never_due;
   connection.acknowledged_ = 0;
+  connection.discarded_ = 0;
   connection.error_ = 0;
   connection.operation_ = 0;
   connection.reason_ = CloseReason::local_close;
@@ -243,7 +244,8 @@ void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readines
     if (!stamped || core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
     stamped = true;
     if (connection.has(Connection::closing)) {
-      count_received(core, connection, size);  // and discarded
+      count_received(core, connection, size);
+      connection.discarded_ += static_cast<std::uint32_t>(std::min<std::size_t>(size, UINT32_MAX - connection.discarded_));
     } else {
       deliver(core, connection, size);
     }
@@ -413,6 +415,7 @@ std::uint64_t ConnectionLife::in_flight(const Connection& connection) {
 
 bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes bytes) {
   if (!send_queue::append(core.chunks, connection.queue_, bytes)) {
+    connection.queued_bytes_ += static_cast<std::uint32_t>(bytes.size());  // lost: told as unsent, and to the peer by a reset
     end(connection, CloseReason::system_error, ENOMEM, number(Operation::send));
     return false;
   }
@@ -609,6 +612,7 @@ CloseRecord ConnectionLife::record_of(ReactorCore& core, Connection& connection)
   record.received = connection.received_;
   record.handed_to_kernel = connection.handed_to_kernel_;
   record.unsent = connection.queued_bytes_;
+  record.unconsumed = connection.discarded_;
   if (was_open && connection.descriptor_ >= 0) {
     if (connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
     record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
@@ -622,11 +626,10 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
   const CloseRecord record = record_of(core, connection);
   if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
-    const linger at_once{1, 0};
-    (void)sys::set_option(connection.descriptor_, SOL_SOCKET, SO_LINGER, &at_once,
-                          sizeof at_once);  // fails on a dead socket only
+    close_with_reset(connection.descriptor_);
+  } else {
+    sys::close(connection.descriptor_);
   }
-  sys::close(connection.descriptor_);
   connection.descriptor_ = -1;
   send_queue::clear(core.chunks, connection.queue_);
 
@@ -685,7 +688,10 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
 
 /// Moves the one node to the earliest deadline, or to the next sample of the acknowledged progress if that comes before.
 void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
+  const Timeouts& timeouts = connection.policy_->timeouts;
   Instant at = earliest_deadline(connection).at;
+  // The first byte makes the receive deadline run, which may then be the nearer one, and re-arms nothing.
+  if (connection.received_ == 0) at = std::min(at, due_at(core.now, timeouts.receive));
   if (send_clock_runs(connection)) at = std::min(at, due_at(core.now, Timeout(send_timeout(connection).duration() / 8)));
   if (at == never_due) return core.cancel(connection);
   core.arm(connection, at);
@@ -814,10 +820,12 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   ReactorCore& core = *policy_->core;
   core.read_clock();
   if (kind == Deadline::send) {
-    // The new clock starts now, if there is anything to wait for.
     const bool counts = !ConnectionLife::send_timeout(*this).is_never();  // while closing, drain's duration stands in for never
-    send_progress_ = counts ? nothing_outstanding : never_due;
-    if (stage_ == Stage::open && counts) ConnectionLife::start_send_clock(core, *this);
+    if (!counts) send_progress_ = never_due;
+    if (counts && send_progress_ == never_due) {  // nobody looked at what is outstanding until now
+      send_progress_ = nothing_outstanding;
+      if (stage_ == Stage::open) ConnectionLife::start_send_clock(core, *this);
+    }
   }
   ConnectionLife::rearm(core, *this);
   return {};

@@ -32,11 +32,6 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
   auto socket = open_socket(address.family());
   if (!socket) return Error{"connect", socket.error().code, "socket"};
   if (auto applied = apply(socket->descriptor(), options_.socket, address.is_ip()); !applied) return applied.error();
-  const int inline_urgent = 1;  // as a listener's: no urgent byte is lost
-  if (address.is_ip())
-    if (const int set = sys::set_option(socket->descriptor(), SOL_SOCKET, SO_OOBINLINE, &inline_urgent, sizeof inline_urgent);
-        set < 0)
-      return Error{"connect", -set, "urgent data inline"};
   if (options_.source)
     if (auto bound = bind(*socket, *options_.source); !bound) return Error{"connect", bound.error().code, "source address"};
 

@@ -64,7 +64,13 @@ struct ListenerLife {
     if (auto usable = core.usable("listen"); !usable) return usable;
     if (listener.descriptor_ >= 0) return Error{"listen", EINVAL, "already listening"};
     if (auto made = refresh(core, listener); !made) return made;
-    auto opened = open(address, listener.options);
+    const ListenerOptions& options = listener.options;
+    if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
+    auto opened = listen_on(address, {.socket = options.socket,
+                                      .reuse_address = true,
+                                      .reuse_port = options.reuse_port,
+                                      .v6_only = options.v6_only,
+                                      .backlog = options.accept_queue});
     if (!opened) return opened.error();
     listener.descriptor_ = opened->release();
     if (const int error = core.poller.add(listener, Poller::Interest::readable); error != 0) {
@@ -77,29 +83,6 @@ struct ListenerLife {
     listener.last_accepted = core.read_clock();
     rearm(core, listener);
     return {};
-  }
-
-  static Result<Socket> open(const Address& address, const ListenerOptions& options) {
-    const auto set = [](const Socket& socket, int level, int name, int value) {
-      return -sys::set_option(socket.descriptor(), level, name, &value, sizeof value);
-    };
-    if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
-    if (auto valid = validate(options.socket, address.is_ip(), "listen"); !valid) return valid.error();
-    auto socket = open_socket(address.family(), options.v6_only);
-    if (!socket) return Error{"listen", socket.error().code, "socket"};
-    // What accepted connections inherit is set here, once.
-    if (auto applied = apply(socket->descriptor(), options.socket, address.is_ip()); !applied) return applied.error();
-    if (address.is_ip()) {
-      if (const int error = set(*socket, SOL_SOCKET, SO_REUSEADDR, 1); error != 0) return Error{"listen", error, "reuse address"};
-      if (options.reuse_port)
-        if (const int error = set(*socket, SOL_SOCKET, SO_REUSEPORT, 1); error != 0) return Error{"listen", error, "reuse port"};
-      // Urgent bytes stay in the stream, where they were sent (RFC 6093 section 6): none is lost.
-      if (const int error = set(*socket, SOL_SOCKET, SO_OOBINLINE, 1); error != 0)
-        return Error{"listen", error, "urgent data inline"};
-    }
-    if (auto bound = bind(*socket, address); !bound) return Error{"listen", bound.error().code, "bind"};
-    if (auto listening = vigil::listen(*socket, options.accept_queue); !listening) return listening.error();
-    return socket;
   }
 
   static void close(ReactorCore& core, ListenerSource& listener) {
@@ -174,12 +157,6 @@ struct ListenerLife {
     core.reserve_descriptor = sys::reserve_open();  // another thread may have taken it: tried again with the next pause
     if (descriptor >= 0) tell_shed(core, listener, cause);
     return classify_accept(descriptor) != AcceptAnswer::none_waiting;
-  }
-
-  static void close_with_reset(int descriptor) {
-    const linger at_once{1, 0};
-    (void)sys::set_option(descriptor, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);  // fails on a dead socket only
-    sys::close(descriptor);
   }
 
   static void tell_shed(ReactorCore& core, ListenerSource& listener, int cause) {

@@ -23,6 +23,11 @@ Error check_options(const ReactorOptions& options) {
   return {};
 }
 
+Poller::Interest interest_of(WatchFor wanted) {
+  constexpr Poller::Interest interests[] = {Poller::Interest::readable, Poller::Interest::writable, Poller::Interest::both};
+  return interests[static_cast<std::size_t>(wanted)];
+}
+
 /// What the core was given, or the defaults where that is invalid: the error is latched and answered before anything is touched.
 ReactorOptions usable_options(const ReactorOptions& given) { return check_options(given).code == 0 ? given : ReactorOptions{}; }
 
@@ -66,10 +71,6 @@ struct CoreSources {
     const int error = core.poller.add(source, interest);
     source.registered = error == 0;
     return error;
-  }
-
-  static int change(ReactorCore& core, UserSource& source, Poller::Interest interest) {
-    return core.poller.modify(source, interest);
   }
 
   static void timer_due(ReactorCore&, Source& source) noexcept { of(source).on_due(); }
@@ -457,16 +458,14 @@ Result<Watch> Reactor::watch(int descriptor, WatchFor wanted, Callback<void(Read
   if (source == nullptr) return Error{"watch", ENOMEM};
   source->on_ready = std::move(callback);
   Watch watch(core_->link, source);
-  constexpr Poller::Interest interests[] = {Poller::Interest::readable, Poller::Interest::writable, Poller::Interest::both};
-  const int error = CoreSources::add(*core_, *source, descriptor, interests[static_cast<std::size_t>(wanted)]);
+  const int error = CoreSources::add(*core_, *source, descriptor, interest_of(wanted));
   if (error != 0) return Error{"watch", error};
   return watch;
 }
 
 Result<void> Watch::change(WatchFor wanted) {
   if (source() == nullptr) return Error{"watch", ECANCELED};
-  constexpr Poller::Interest interests[] = {Poller::Interest::readable, Poller::Interest::writable, Poller::Interest::both};
-  const int error = CoreSources::change(*core(), CoreSources::of(*source()), interests[static_cast<std::size_t>(wanted)]);
+  const int error = core()->poller.modify(*source(), interest_of(wanted));
   if (error != 0) return Error{"watch", error};
   return {};
 }

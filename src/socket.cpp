@@ -661,18 +661,24 @@ Result<Socket> open_socket(Address::Family family, bool v6_only) { return open_s
 
 Result<Socket> listen_on(const Address& address, const ListenSocketOptions& options) {
   constexpr const char* operation = "listen";
+  if (auto valid = validate(options.socket, address.is_ip(), operation); !valid) return valid.error();
   auto socket = open_socket(address.family(), options.v6_only, operation);
   if (!socket) return socket;
   const int descriptor = socket->descriptor();
+  if (auto applied = apply(descriptor, options.socket, address.is_ip()); !applied) return applied.error();
   if (options.reuse_address && address.is_ip()) {
     const Error error = set_int(descriptor, SOL_SOCKET, SO_REUSEADDR, 1, operation, "reuse_address");
     if (error.code != 0) return error;
   }
-  if (options.reuse_port) {
+  if (options.reuse_port && address.is_ip()) {
     const Error error = set_int(descriptor, SOL_SOCKET, SO_REUSEPORT, 1, operation, "reuse_port");
     if (error.code != 0) return error;
   }
-  if (auto bound = bind(descriptor, address, operation); !bound) return bound.error();
+  if (auto bound = bind(descriptor, address, operation); !bound) {
+    Error error = bound.error();
+    if (*error.detail == '\0') error.detail = "bind";
+    return error;
+  }
   if (auto listening = listen(descriptor, options.backlog); !listening) return listening.error();
   return socket;
 }
@@ -727,6 +733,7 @@ Result<void> apply(int descriptor, const SocketOptions& options, bool tcp) {
     if (error.code == 0) error = set_int(descriptor, level, name, value, operation, option);
   };
   if (tcp) set(IPPROTO_TCP, TCP_NODELAY, options.no_delay ? 1 : 0, "no_delay");
+  if (tcp) set(SOL_SOCKET, SO_OOBINLINE, 1, "urgent data inline");
   if (options.keep_alive) {
     const KeepAlive& keep_alive = *options.keep_alive;
     set(IPPROTO_TCP, TCP_KEEPIDLE, rounded_up<std::chrono::seconds>(keep_alive.idle), "keep_alive.idle");

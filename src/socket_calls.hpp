@@ -92,6 +92,13 @@ inline AcceptAnswer classify_accept(int returned) {
   }
 }
 
+/// Closes with a reset, so that no peer takes what it has for the whole stream.
+inline void close_with_reset(int descriptor) {
+  const linger at_once{1, 0};
+  (void)sys::set_option(descriptor, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);  // fails on a dead socket only
+  sys::close(descriptor);
+}
+
 /// An address as the kernel takes it.
 struct SocketAddress {
   sockaddr_storage storage{};

@@ -75,7 +75,7 @@ struct CloseRecord {
   std::optional<std::uint64_t> unacknowledged;  ///< of those, bytes the peer's kernel had not acknowledged, where known
   std::uint64_t unsent = 0;                     ///< bytes given to send() the kernel never took
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
-  std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive did not consume
+  std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive was not given: they came while closing
 
   Duration age{};      ///< from open (or from connect()) to the end
   Duration silence{};  ///< from the last byte received (or from open) to the end

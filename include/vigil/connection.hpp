@@ -4,8 +4,8 @@
 // earlier. A Connection& is good inside its handler's callbacks; keep a ConnectionHandle for later.
 //
 // No callback is entered from inside these calls: a send or close that ends the connection is told by on_close after the caller
-// has returned to the reactor. Every life that ends with bytes of ours the kernel never took is ended with a reset, so that no
-// peer mistakes a truncated stream for a whole one.
+// has returned to the reactor. Every life that ends with bytes of ours the kernel never took is ended with a reset (TCP; a Unix
+// socket has none), so that no peer mistakes a truncated stream for a whole one.
 #pragma once
 
 #include <cstddef>
@@ -49,8 +49,8 @@ class Connection final : private Source {
   Result<void> abort();
 
   /// Overrides one timeout for this connection alone; a running deadline of that kind is judged by the new value from its old
-  /// start (send: from now). {set timeout, EINVAL}: out of range, or `accept`. Inherit returns to the listener's or connector's
-  /// value.
+  /// start (send, if it was never: from now). {set timeout, EINVAL}: out of range, or `accept`. Inherit returns to the listener's
+  /// or connector's value.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
   [[nodiscard]] ConnectionHandle handle();
@@ -120,6 +120,7 @@ class Connection final : private Source {
   std::uint8_t operation_ = 0;
   CloseReason reason_ = CloseReason::local_close;
   CutShort cut_short_ = CutShort::none;
+  std::uint32_t discarded_ = 0;  // received while closing; stays at the most it can count
 };
 
 // A connection is two cache lines; what a listener's connections share is behind policy_.

@@ -187,18 +187,8 @@ struct Accepted {
 /// Sets O_NONBLOCK.
 Result<void> set_nonblocking(int descriptor);
 
-struct ListenSocketOptions {
-  bool reuse_address = true;  ///< bind although connections of an earlier listener linger (SO_REUSEADDR)
-  bool reuse_port = false;    ///< several listeners share the port (SO_REUSEPORT)
-  bool v6_only = true;        ///< an IPv6 listener takes no IPv4 connections; set explicitly either way
-  int backlog = 4096;         ///< connections waiting to be accepted; the kernel's own limit holds as well
-};
-
 /// A new stream socket: non-blocking, close-on-exec. `v6_only` is set explicitly on an IPv6 one.
 [[nodiscard]] Result<Socket> open_socket(Address::Family family, bool v6_only = true);
-
-/// A new listening socket. Error{"listen", ...}: EADDRINUSE, EACCES, EINVAL for options out of range, ...
-[[nodiscard]] Result<Socket> listen_on(const Address& address, const ListenSocketOptions& options = {});
 
 /// Binds to a local address, Error{"bind", ...}.
 Result<void> bind(Socket& socket, const Address& address);
@@ -229,10 +219,22 @@ struct SocketOptions {
   int receive_buffer_bytes = 0;  ///< the same; on a listener, before it listens, so that the window scales
 };
 
+struct ListenSocketOptions {
+  SocketOptions socket{};     ///< set before it listens; accepted connections inherit them
+  bool reuse_address = true;  ///< bind although connections of an earlier listener linger (SO_REUSEADDR)
+  bool reuse_port = false;    ///< several listeners share the port (SO_REUSEPORT)
+  bool v6_only = true;        ///< an IPv6 listener takes no IPv4 connections; set explicitly either way
+  int backlog = 4096;         ///< connections waiting to be accepted; the kernel's own limit holds as well
+};
+
+/// A new listening socket. Error{"listen", ...}: EADDRINUSE, EACCES, EINVAL for options out of range, ...
+[[nodiscard]] Result<Socket> listen_on(const Address& address, const ListenSocketOptions& options = {});
+
 /// Error{operation, EINVAL, the option} for the first that is out of range, or that a Unix socket (`tcp` false) can't honour.
 [[nodiscard]] Result<void> validate(const SocketOptions& options, bool tcp, const char* operation);
 
-/// Validates, then sets them. Error{"socket options", errno, the option}; those before it stay set.
+/// Validates, then sets them, and on a TCP socket SO_OOBINLINE: urgent bytes stay in the stream where they were sent, none is
+/// lost (RFC 6093 section 6). Error{"socket options", errno, the option}; those before it stay set.
 Result<void> apply(int descriptor, const SocketOptions& options, bool tcp);
 
 }  // namespace vigil

@@ -90,8 +90,9 @@ enum class Deadline : std::uint8_t {
   accept,      ///< of a listener: from listen(), then from each connection accepted, until the next
   first_byte,  ///< from open until the first byte came
   receive,     ///< from open, then from each byte received, until the next
-  send,        ///< while bytes of ours are outstanding: from the last one acknowledged until the next
-  drain,       ///< of a graceful close: from our end until the peer's
+  send,   ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled every eighth of the
+          ///< timeout: never early, at most an eighth and a tick late
+  drain,  ///< of a graceful close: from our end until the peer's
 };
 
 inline constexpr std::size_t deadline_count = static_cast<std::size_t>(Deadline::drain) + 1;
