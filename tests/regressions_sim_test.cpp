@@ -221,10 +221,32 @@ TEST_CASE("without memory for what the kernel did not take of a reply a connecti
   CHECK(record.error_number == ENOMEM);
   CHECK(std::string_view(record.operation) == "send");
   CHECK(record.handed_to_kernel == 2);
+  CHECK(record.unsent == 3);
   CHECK(world.kernel.sent(peer) == "re");
   CHECK_FALSE(world.kernel.sent_end(peer));
+  CHECK(world.kernel.ending(peer) == Ending::reset);
   world.run_for(1h);
   (void)world.accept();  // and the slot is as good as new
+}
+
+// What had been handed over was ended in order, as if it were all.
+TEST_CASE("without memory for the rest of a piece the kernel took a part of, its peer sees a reset") {
+  Simulation world;
+  const int peer = world.accept();
+  std::optional<OutOfMemory> shortage;
+  world.story.on_receive = [&](Connection& connection, std::string_view) {
+    shortage.emplace();
+    CHECK(connection.send(bytes_of(std::string(20'000, 'x'))).error() == Error{"send", ENOMEM});
+  };
+  world.kernel.will_take(peer, 8000);
+  world.kernel.peer_sends(peer, "x");
+  world.settle();
+  shortage.reset();
+  REQUIRE(world.story.records.size() == 1);
+  CHECK(world.story.record(peer).reason == CloseReason::system_error);
+  CHECK(world.story.record(peer).error_number == ENOMEM);
+  CHECK(world.kernel.sent(peer).size() == 8000);
+  CHECK(world.kernel.ending(peer) == Ending::reset);
 }
 
 // Deadlines ------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,12 @@
 // No callback is entered from inside these calls: a send or close that ends the connection is told by on_close after the caller
 // has returned to the reactor. Every life that ends with bytes of ours the kernel never took is ended with a reset (TCP; a Unix
 // socket has none), so that no peer mistakes a truncated stream for a whole one.
+//
+//   void on_receive(vigil::Connection& peer, vigil::Bytes bytes) {
+//     if (bytes.text() == "quit\n") peer.close(); else peer.send(bytes);
+//     idle_ = peer.handle();                     // for later: idle_->send("still there?\n") changes nothing once the life is
+//     over
+//   }
 #pragma once
 
 #include <cstddef>
