@@ -389,6 +389,17 @@ TEST_CASE("each kind of deadline falls on time and has its own reason") {
     CHECK(world.story.record(peer).reason == CloseReason::receive_timed_out);
     check_on_time(ended, heard + 100ms);
   }
+  SUBCASE("receive, after a first byte that came long before its own deadline") {
+    Simulation world(with({.first_byte = 3s, .receive = 200ms}));
+    note_end(world);
+    const int peer = world.accept();
+    world.run_for(350ms);
+    world.kernel.peer_sends(peer, "x");
+    const Instant heard = world.kernel.now();
+    world.run_for(5s);
+    CHECK(world.story.record(peer).reason == CloseReason::receive_timed_out);
+    check_on_time(ended, heard + 200ms);
+  }
   SUBCASE("send: never early, at most an eighth and a tick late") {
     Simulation world(with({.send = 800ms}));
     note_end(world);
@@ -528,6 +539,20 @@ TEST_CASE("acknowledged progress keeps a slow reader open") {
   CHECK(world.story.records.empty());
   world.run_for(1s);
   CHECK(world.story.record(peer).reason == CloseReason::send_timed_out);
+}
+
+TEST_CASE("setting the send timeout again does not begin its deadline anew") {
+  Simulation world(with({.send = 800ms}));
+  const int peer = world.accept();
+  world.kernel.will_not_acknowledge(peer);
+  world.story.connection(peer).send(bytes_of("unheard"));
+  for (int step = 0; step < 6 && world.story.records.empty(); ++step) {
+    CHECK(world.story.connection(peer).set_timeout(Deadline::send, 800ms));
+    world.run_for(200ms);
+  }
+  REQUIRE(world.story.records.size() == 1);
+  CHECK(world.story.record(peer).reason == CloseReason::send_timed_out);
+  CHECK(world.story.record(peer).age <= 800ms + 100ms + 2 * tick);
 }
 
 TEST_CASE("a send deadline rests while nothing is outstanding, and starts with the next byte") {

@@ -1,6 +1,7 @@
 // The epoll poller on a kernel whose every event the test chooses.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <new>
@@ -183,10 +184,18 @@ TEST_CASE("epoll: a poller that could not be made keeps the reason and closes no
   CHECK(kernel.open_descriptors().empty());
 }
 
-TEST_CASE("epoll: a wait is handed its timeout as it is, and its failure is told") {
+TEST_CASE(
+    "epoll: a short wait is handed its timeout as it is, a long one asks for less than the kernel may overshoot, a failure is "
+    "told") {
   Watching watching;
   CHECK(watching.poller.wait(1'234'567ns) == 0);
   CHECK(watching.kernel.last_timeout() == 1'234'567ns);
+  for (const Duration wanted : {Duration(1s), Duration(30s), Duration(24h)}) {
+    CHECK(watching.poller.wait(wanted) == 0);
+    const Duration asked = watching.kernel.last_timeout();
+    CHECK(asked >= wanted * 9 / 10);
+    CHECK(asked + std::min<Duration>(asked / 200, 100ms) <= wanted);  // a niced process's slack
+  }
   watching.kernel.will_fail(Call::epoll_wait, EINTR);
   CHECK(watching.poller.wait(1s) == -EINTR);
   CHECK(watching.poller.wait(-1ns) == -EDEADLK);
