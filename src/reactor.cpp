@@ -164,6 +164,7 @@ void ReactorCore::close() {
   // Every life that ends may end or cancel others from its on_close; nothing new can begin, so this comes to an end.
   while (flush_and_finish_once()) {
   }
+  ending = true;  // what callbacks and tasks held may still call: it gets no source and posts nothing
   for (auto& slab : slabs_)
     slab->for_each_taken([this](Source& source) {
       if (source.operations_->cancel != nullptr) source.operations_->cancel(*this, source);  // connections have all ended
@@ -178,7 +179,7 @@ void ReactorCore::close() {
     undone.swap(mailbox->tasks);
   }
   undone.clear();
-  undone.swap(tasks_);  // destroying a task may post another, which is never run
+  undone.swap(tasks_);
   undone.clear();
   while (finish_round()) {  // what the tasks held
   }
@@ -203,6 +204,7 @@ SourceSlab* ReactorCore::slab_for(std::size_t slot_bytes, std::size_t alignment,
 }
 
 Source* ReactorCore::take_source(SourceSlab& slab) {
+  if (ending) return nullptr;
   Source* source = slab.take();
   if (source == nullptr) return nullptr;
   // Room for every source on every list, so that putting one there later allocates nothing.
@@ -399,6 +401,7 @@ bool ReactorCore::finish_round() {
 Result<void> ReactorCore::post(Task task) {
   if (!task) return Error{"post", EINVAL, "empty task"};
   if (latched.code != 0) return latched;
+  if (ending) return Error{"post", ESHUTDOWN};
   tasks_.push_back(std::move(task));
   attend(work_waits);
   return {};

@@ -132,6 +132,7 @@ struct ReactorCore {
 
   bool in_turn = false;
   bool running = false;
+  bool ending = false;  // the last life was told: no other begins
   int reserve_descriptor = -1;
   std::shared_ptr<Registration::Link> link;
   std::shared_ptr<Mailbox::Shared> mailbox;

@@ -377,3 +377,24 @@ TEST_CASE("a timer that is armed again from what the reactor's end destroys stay
     CHECK(answer.error() == Error{"arm timer", ECANCELED});
   }
 }
+
+// What was posted, and the callback of a timer made, while the reactor destroyed its tasks was never destroyed.
+TEST_CASE("nothing begins any more while the reactor's end destroys what was never run") {
+  CheckedKernel kernel;
+  int destroyed = 0;
+  bool gone = false;
+  std::function<void()> post_another;
+  Timer late;
+  {
+    Reactor reactor;
+    post_another = [&] {
+      if (++destroyed == 1) late = Timer(reactor, [last = AtEnd([&gone] { gone = true; })] {});
+      if (destroyed < 10) (void)reactor.post([last = AtEnd(post_another)] {});
+    };
+    REQUIRE(reactor.post([last = AtEnd(post_another)] {}));
+  }
+  CHECK(destroyed == 10);  // each that was refused was destroyed at once
+  CHECK(gone);
+  CHECK_FALSE(late.active());
+  CHECK(late.arm_after(1ms).error() == Error{"arm timer", ECANCELED});
+}
