@@ -190,6 +190,30 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
 
 
 @test
+def an_unknown_option_is_named_whatever_else_is_wrong():
+    wrong = [
+        ("load", "--nope"),
+        ("probe", "--nope"),
+        ("echo", "--nope"),
+        ("echo", "surplus", "--nope"),
+        ("probe", "--nope", "0"),
+        ("probe", "--nope=0"),
+        ("probe", "127.0.0.1:1", "--nope", "0"),
+        ("probe", "127.0.0.1", "--nope"),
+        ("load", "--nope", "127.0.0.1:0"),
+        ("load", "--size", "0", "--nope"),
+    ]
+    for command in wrong:
+        status, out, error = run(*command)
+        equal((status, out), (USAGE, ""), f"{command}: status and stdout")
+        equal(error, f"vigil-{command[0]}: unknown option --nope (see vigil-{command[0]} --help)\n", f"{command}: stderr")
+    _, _, error = run("probe", "--rate", 0, "-x")
+    equal(error, "vigil-probe: unknown options --rate -x (see vigil-probe --help)\n", "two of them")
+    _, _, error = run("echo", "--", "--nope")
+    true("unknown option" not in error and "--nope" in error, f"after --: {error!r}")
+
+
+@test
 def more_connections_than_descriptors_are_refused_before_anything_is_connected():
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     with Tool("load", "127.0.0.1:1", "--connections", 1000, preexec_fn=few) as load:
@@ -270,6 +294,19 @@ def a_client_that_reads_nothing_meets_the_backlog_bound():
             while True:
                 client.sendall(bytes(65536))
         equal(echo.event("closed")["reason"], "backlog_full")
+
+
+@test
+def a_client_that_outruns_the_delayed_replies_meets_the_backlog_bound():
+    for extra in ([], ["--reply-per-message", 100]):
+        for pieces in ([5000], [600, 600], [1001]):
+            with Echo("--reply-delay", "1h", "--backlog-max", 1000, *extra) as echo, echo.client() as client:
+                with contextlib.suppress(OSError):  # it may end before everything is sent
+                    for size in pieces:
+                        client.sendall(bytes(size))
+                    client.shutdown(socket.SHUT_WR)
+                equal(echo.event("closed")["reason"], "backlog_full", f"{extra}, {pieces}")
+                equal(read_to_the_end(client), b"", f"{extra}, {pieces}: what came back")
 
 
 @test
@@ -498,6 +535,25 @@ def a_stalled_server_can_not_hide_the_messages_it_kept_from_being_sent():
         echo.process.send_signal(signal.SIGCONT)
         result = load.events("result")[0]
         true(result["p90_ns"] > 1_000_000_000, f"most messages were not answered within the second after the end: {result}")
+
+
+@test
+def a_rate_that_nobody_can_keep_ends_on_time_and_is_said():
+    common = ["--rate", 100_000_000, "--warmup", "0ms"]
+    for extra in ([], ["--connections", 50, "--pipeline", 4]):
+        with Echo() as echo:
+            status, out, error = run("load", echo.address, *common, *extra, "--duration", "1s", "--json")
+            result = json.loads(out)
+            equal((status, result["errors"], error), (0, 0, ""), f"{extra}: status, errors and stderr")
+            equal((result["seconds"], result["due"]), (1.0, 100_000_000), f"{extra}: what was asked for")
+            true(0 < result["messages"] <= result["due"] - result["never_sent"] < result["due"], f"{extra}: {result}")
+            true(result["p50_ns"] > 100_000_000, f"{extra}: most messages waited, and the latencies hide it: {result}")
+            status, out, _ = run("load", echo.address, *common, *extra, "--duration", "100ms")
+            true(status == 0 and "rate        not kept: of 10,000,000 messages due " in out, f"{extra}: {out}")
+    with Echo() as echo, Tool("load", echo.address, *common, "--duration", "1h", "--json") as load:
+        echo.event("opened")
+        equal(load.end(signal.SIGINT), 0, "status of an interrupted one")
+        equal(load.events("result")[0]["errors"], 0, "errors of an interrupted one")
 
 
 @test

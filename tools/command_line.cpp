@@ -196,8 +196,22 @@ std::optional<int> CommandLine::parse(int argc, char** argv) {
     std::fputs(app_.help().c_str(), stdout);
     return 0;
   } catch (const CLI::ParseError& problem) {
-    return refuse(problem.what());
+    // An unknown option is often why the rest looks wrong: its value is taken for the address, or the address for its value.
+    const std::string unknown = unknown_options();
+    return refuse(unknown.empty() ? problem.what() : unknown);
   }
+}
+
+std::string CommandLine::unknown_options() const {
+  std::string names;
+  std::size_t count = 0;
+  for (const std::string& rest : app_.remaining()) {
+    if (rest == "--") break;  // no option comes after it
+    if (rest.size() < 2 || rest.front() != '-') continue;
+    names += " " + rest.substr(0, rest.find('='));
+    ++count;
+  }
+  return count == 0 ? names : (count == 1 ? "unknown option" : "unknown options") + names;
 }
 
 int CommandLine::refuse(const std::string& problem) const {

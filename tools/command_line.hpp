@@ -44,13 +44,15 @@ class CommandLine {
   /// The mandatory HOST:PORT of a client.
   CLI::Option* target(Address& into, const std::string& help);
 
-  /// Nothing if the program is to go on; else its exit status: 0 after --help, exit_usage after one line on stderr.
+  /// Nothing if the program is to go on; else its exit status: 0 after --help, exit_usage after one line on stderr. That line
+  /// names the options nobody knows before anything else that is wrong.
   [[nodiscard]] std::optional<int> parse(int argc, char** argv);
 
   /// For values that are wrong only together: says so as parse() would, and returns exit_usage.
   [[nodiscard]] int refuse(const std::string& problem) const;
 
  private:
+  [[nodiscard]] std::string unknown_options() const;
   CLI::Option* text(const std::string& name, const std::string& type, const std::string& help,
                     std::function<void(const std::string&)> take);
 

@@ -126,16 +126,26 @@ struct DelayedEcho : Told {
   };
 
   void hold(Connection& peer, Bytes message) {
+    if (outrun) return;
     held_bytes += message.size();
-    // What waits here is bounded as the send queue is: a peer that outruns it is ended by the send that passes the bound.
-    const bool too_much = held_bytes > service->settings.listener.backlog_bytes_max;
-    const Instant now = service->reactor.now();
-    held.push_back({too_much ? now : now + service->settings.reply_delay, {message.begin(), message.end()}});
-    if (too_much) {
-      peer.abort();
+    held.push_back({service->reactor.now() + service->settings.reply_delay, {message.begin(), message.end()}});
+    if (held_bytes > service->settings.listener.backlog_bytes_max) {
+      send_too_much(peer);
     } else if (held.size() == 1) {
       (void)timer.arm_at(held.front().due);
     }
+  }
+
+  /// What waits here is bounded as the send queue is. A peer that outruns it meets the same end as one that leaves its replies
+  /// unread: all that waits goes into one send, which passes the bound and so ends the connection with backlog_full.
+  void send_too_much(Connection& peer) {
+    outrun = true;
+    std::vector<std::byte> all;
+    all.reserve(held_bytes);
+    for (const Reply& reply : held) all.insert(all.end(), reply.bytes.begin(), reply.bytes.end());
+    held.clear();
+    timer.disarm();
+    peer.send(Bytes(all));
   }
 
   void send_due(Connection& peer) {
@@ -157,6 +167,7 @@ struct DelayedEcho : Told {
   std::deque<Reply> held;
   std::size_t held_bytes = 0;
   bool finished = false;
+  bool outrun = false;
 };
 
 /// Sends as much as the peer takes and ignores what it says.
@@ -260,10 +271,11 @@ int main(int argc, char** argv) {
   add_connection_timeouts(command_line, listener.timeouts);
   command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
   command_line.number("--backlog-max", "BYTES", backlog_bytes_max, 1, std::numeric_limits<std::uint32_t>::max(),
-                      "Close a connection that leaves more unread (16777216)");
+                      "Close a connection that leaves more unread or waiting (16777216)");
   command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
                       "Messages have this size; each gets a send of its own");
-  command_line.duration("--reply-delay", settings.reply_delay, 0ms, "Each reply waits this long");
+  command_line.duration("--reply-delay", settings.reply_delay, 0ms,
+                        "Each reply waits this long; --backlog-max bounds what waits");
   command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying");
   command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
   command_line.flag("--json", settings.json, "One JSON object a line");

@@ -14,10 +14,10 @@ constexpr unsigned bins = 2315;  // ln(1e10) / ln(1.01): one percent each
 
 Latencies::Latencies() : histogram_(std::tuple(Axis(bins, shortest_nanoseconds, longest_nanoseconds))) {}
 
-void Latencies::record(Duration latency) {
-  histogram_(std::max(static_cast<double>(latency.count()), shortest_nanoseconds));
+void Latencies::record(Duration latency, std::uint64_t times) {
+  histogram_(boost::histogram::weight(times), std::max(static_cast<double>(latency.count()), shortest_nanoseconds));
   longest_ = std::max(longest_, latency);
-  ++count_;
+  count_ += times;
 }
 
 Duration Latencies::quantile(double fraction) const {

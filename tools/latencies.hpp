@@ -18,7 +18,7 @@ class Latencies {
  public:
   Latencies();
 
-  void record(Duration latency);
+  void record(Duration latency, std::uint64_t times = 1);
   [[nodiscard]] std::uint64_t count() const { return count_; }
   [[nodiscard]] Duration longest() const { return longest_; }
 

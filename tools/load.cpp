@@ -2,11 +2,12 @@
 //
 // Closed loop (default): each connection keeps --pipeline messages on their way. Open loop (--rate): messages are due at a steady
 // rate whatever the server does, and a message's latency is counted from when it was due, so that a server that stalls can't hide
-// the messages it kept from being sent.
+// the messages it kept from being sent. A rate that nobody could keep is said: how many messages were due and never sent.
 #include <sys/resource.h>
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <memory>
@@ -36,6 +37,7 @@ constexpr Duration progress_interval = 100ms;
 constexpr Duration answers_awaited_at_least = 1s;
 constexpr Duration answers_awaited_at_most = 10s;
 constexpr Duration goodbye = 2s;
+constexpr std::uint64_t releases_per_turn = 10'000;  // then the loop looks at its other timers, signals and answers again
 constexpr std::uint64_t bytes_on_their_way_max = 1024 * 1024 * 1024;
 
 struct Settings {
@@ -60,23 +62,20 @@ class Client {
   void on_receive(Connection& peer, Bytes bytes);
   void on_close(Connection& peer, const CloseRecord& why);
 
-  /// Open loop: one more message is due.
-  void release(Connection& peer, Instant now) {
-    ++released_;
+  /// Open loop: this many messages have become due so far.
+  void release(Connection& peer, std::uint64_t messages, Instant now) {
+    released_ = messages;
     send_some(peer, now);
   }
 
+  [[nodiscard]] std::uint64_t sent() const { return sent_; }
+  [[nodiscard]] std::uint64_t answered() const { return answered_; }
   [[nodiscard]] std::uint64_t on_their_way() const { return sent_ - answered_; }
-  /// Hands out when each message began that has begun and was not answered.
-  template <class Take>
-  void unanswered(Take take) const {
-    for (std::uint64_t message = answered_; message < std::max(released_, sent_); ++message) take(began(message));
-  }
+  [[nodiscard]] Instant began(std::uint64_t message) const;
 
  private:
   void send_some(Connection& peer, Instant now);
   void refuse_echo(Connection& peer, const std::string& what);
-  [[nodiscard]] Instant began(std::uint64_t message) const;
 
   Load& load_;
   std::uint64_t index_;
@@ -106,6 +105,9 @@ class Load {
   [[nodiscard]] const std::map<std::string, std::uint64_t>& causes() const { return causes_; }
   [[nodiscard]] const std::string& first_error() const { return first_error_; }
   [[nodiscard]] const Latencies& latencies() const { return latencies_; }
+  /// Open loop: due in the measured part on connections that stayed open, and how many of these were never sent.
+  [[nodiscard]] std::uint64_t due_messages() const { return due_messages_; }
+  [[nodiscard]] std::uint64_t never_sent() const { return never_sent_; }
   /// The measured part; zero if it never began.
   [[nodiscard]] Duration measured() const { return window_begin_ < window_end_ ? window_end_ - window_begin_ : Duration::zero(); }
 
@@ -119,12 +121,23 @@ class Load {
   void stop_sending();
   void end();
   void release_due();
+  void count_due(std::uint64_t index, const Client& client);
+  void record_unanswered(std::uint64_t index, const Client& client, Instant now);
   void draw_progress();
   void failed(const std::string& cause, const std::string& what);
   void answered(Instant began, Instant now);
   [[nodiscard]] Instant due(std::uint64_t message) const {
     return first_due_ +
            Duration(static_cast<std::int64_t>(static_cast<double>(message) * 1e9 / static_cast<double>(settings_.rate)));
+  }
+  /// How many messages are due before an instant; the second: how many of one connection.
+  [[nodiscard]] std::uint64_t due_before(Instant instant) const {
+    const auto past = static_cast<double>((instant - first_due_).count());
+    return static_cast<std::uint64_t>(std::ceil(std::max(past, 0.0) * static_cast<double>(settings_.rate) / 1e9));
+  }
+  [[nodiscard]] std::uint64_t due_before(Instant instant, std::uint64_t index) const {
+    const std::uint64_t all = due_before(instant);
+    return all > index ? (all - index - 1) / settings_.connections + 1 : 0;
   }
 
   const Settings& settings_;
@@ -138,7 +151,7 @@ class Load {
   std::uint64_t on_their_way_ = 0;
 
   Instant first_due_{};
-  std::uint64_t released_ = 0;
+  std::uint64_t released_ = 0;  // open loop: the number of the next message to release
   Instant window_begin_ = never_due;
   Instant window_end_ = never_due;
 
@@ -148,6 +161,8 @@ class Load {
   std::map<std::string, std::uint64_t> causes_;
   std::string first_error_;
   Latencies latencies_;
+  std::uint64_t due_messages_ = 0;
+  std::uint64_t never_sent_ = 0;
   Instant progress_at_{};
   std::uint64_t progress_bytes_ = 0;
 
@@ -303,11 +318,44 @@ void Load::begin() {
 void Load::release_due() {
   if (stage_ != Stage::running) return;
   const Instant now = reactor_.now();
-  for (; due(released_) <= now; ++released_) {
-    const ConnectionHandle& client = clients_[released_ % settings_.connections];
-    if (client->is_open()) client->handler<Client>().release(*client, now);
+  const std::uint64_t connections = settings_.connections;
+  const std::uint64_t all = due_before(now + 1ns);
+  // Who is far behind visits each connection once: a visit releases whatever has become due for it, so whole rounds are skipped.
+  if (all > released_) released_ += (all - released_ - 1) / connections * connections;
+  for (const std::uint64_t end = std::min(all, released_ + releases_per_turn); released_ < end; ++released_) {
+    const ConnectionHandle& client = clients_[released_ % connections];
+    if (client->is_open()) client->handler<Client>().release(*client, released_ / connections + 1, now);
   }
-  (void)next_due_.arm_at(due(released_));
+  (void)next_due_.arm_at(due(released_));  // what is left, if that has passed: in the next turn
+}
+
+void Load::count_due(std::uint64_t index, const Client& client) {
+  const std::uint64_t first = due_before(window_begin_, index);
+  const std::uint64_t end = due_before(window_end_, index);
+  due_messages_ += end - first;
+  never_sent_ += end - std::clamp(client.sent(), first, end);
+}
+
+/// What was never answered, or never sent though it was due, counts with its age: a stall that lasts to the end must show in the
+/// latencies.
+void Load::record_unanswered(std::uint64_t index, const Client& client, Instant now) {
+  if (settings_.rate == 0) {
+    for (std::uint64_t message = client.answered(); message < client.sent(); ++message) {
+      const Instant began = client.began(message);
+      if (began >= window_begin_ && began < window_end_) latencies_.record(now - began);
+    }
+    return;
+  }
+  // There may be millions: those whose ages differ by less than half a percent are recorded together.
+  const std::uint64_t end = due_before(window_end_, index);
+  const double messages_a_nanosecond = static_cast<double>(settings_.rate) / 1e9 / static_cast<double>(settings_.connections);
+  for (std::uint64_t message = std::max(client.answered(), due_before(window_begin_, index)); message < end;) {
+    const Duration age = now - client.began(message);
+    const double alike = static_cast<double>(age.count()) / 200 * messages_a_nanosecond;
+    const std::uint64_t times = std::min(1 + static_cast<std::uint64_t>(alike), end - message);
+    latencies_.record(age, times);
+    message += times;
+  }
 }
 
 void Load::answered(Instant began, Instant now) {
@@ -318,6 +366,7 @@ void Load::answered(Instant began, Instant now) {
 }
 
 void Load::stop_sending() {
+  if (settings_.rate != 0) release_due();  // what has become due since the last tick
   stage_ = Stage::awaiting_answers;
   next_due_.disarm();
   if (on_their_way_ == 0) return end();
@@ -331,13 +380,12 @@ void Load::end() {
   stage_ = Stage::ended;
   const Instant now = reactor_.now();
   window_end_ = std::min(window_end_, now);
-  // What was never answered counts with its age: a stall that lasts to the end must show in the latencies.
-  for (std::uint64_t index = 0; index < clients_.size() && answers_are_overdue; ++index) {
+  for (std::uint64_t index = 0; index < clients_.size(); ++index) {
     if (!clients_[index]->is_open()) continue;
     const Client& client = clients_[index]->handler<Client>();
-    client.unanswered([&](Instant began) {
-      if (began >= window_begin_ && began < window_end_) latencies_.record(now - began);
-    });
+    if (settings_.rate != 0 && measured() > Duration::zero()) count_due(index, client);
+    if (!answers_are_overdue) continue;
+    record_unanswered(index, client, now);
     if (client.on_their_way() == 0) continue;
     failed("unanswered",
            "connection " + std::to_string(index) + ": " + grouped(client.on_their_way()) + " messages were not answered");
@@ -352,6 +400,7 @@ void Load::interrupt(bool again) {
   if (again) {
     (void)reactor_.shutdown(Duration::zero());
   } else {
+    if (settings_.rate != 0) release_due();  // what has become due since the last tick was not missed
     window_end_ = std::min(window_end_, reactor_.now());
     if (stage_ == Stage::awaiting_answers) stage_ = Stage::running;  // nobody waited long enough to call an answer overdue
     end();
@@ -399,7 +448,7 @@ constexpr std::array quantiles{
 
 double measured_seconds(const Load& load) { return static_cast<double>(load.measured().count()) * 1e-9; }
 
-void report_json(EventReport& report, const Load& load) {
+void report_json(EventReport& report, const Load& load, const Settings& settings) {
   nlohmann::ordered_json result{{"event", "result"},
                                 {"messages", load.messages()},
                                 {"bytes", load.bytes()},
@@ -408,6 +457,10 @@ void report_json(EventReport& report, const Load& load) {
   for (const Quantile& quantile : quantiles) {
     auto& value = result[quantile.key];  // null where nothing was measured
     if (load.latencies().count() > 0) value = load.latencies().quantile(quantile.fraction).count();
+  }
+  if (settings.rate != 0) {
+    result["due"] = load.due_messages();
+    result["never_sent"] = load.never_sent();
   }
   report.json(std::move(result));
 }
@@ -434,6 +487,10 @@ void report_to_people(EventReport& report, const Load& load, const Settings& set
     line.erase(line.find_last_not_of(' ') + 1);
     report.remark(line);
   }
+  if (load.never_sent() > 0) {
+    report.remark("rate        not kept: of " + grouped(load.due_messages()) + " messages due " + grouped(load.never_sent()) +
+                  " were never sent");
+  }
   if (load.errors() == 0) return report.remark("errors      none; every byte that came back was compared");
   std::string line = "errors      " + grouped(load.errors()) + ":";
   for (const auto& [cause, count] : load.causes()) line += " " + grouped(count) + " " + cause;
@@ -459,7 +516,7 @@ int run(const Settings& settings) {
 
     if (!load.first_error().empty()) (void)fail(settings.target.to_string() + ": " + load.first_error());
     if (settings.json) {
-      report_json(report, load);
+      report_json(report, load, settings);
     } else {
       report_to_people(report, load, settings);
     }
