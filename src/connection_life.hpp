@@ -5,6 +5,7 @@
 // the kernel once more and then lets expire() judge. Every life ends in end(), and is told in finish().
 #pragma once
 
+#include <cerrno>
 #include <cstdint>
 
 #include "reactor_core.hpp"
@@ -40,6 +41,15 @@ struct BacklogBounds {
 /// Makes `policy`, or makes it anew if the process's timeouts have changed since. Error{operation, EINVAL, which option}.
 [[nodiscard]] Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
                                           const BacklogBounds& bounds, const Timeouts& own_layer, const char* operation);
+
+/// The operations a record may name, by their number in a connection.
+enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept };
+constexpr std::uint8_t number(Operation operation) { return static_cast<std::uint8_t>(operation); }
+
+/// Connection::send_progress_ while no byte of ours is on its way. No reading of a clock that counts from boot.
+inline constexpr Instant nothing_outstanding{};
+
+inline bool is_reset(int error_number) { return error_number == ECONNRESET || error_number == EPIPE; }
 
 struct ConnectionLife {
   using Construct = Callback<void(void* storage, Connection&)>;
@@ -122,8 +132,5 @@ struct ConnectionLife {
   }
   static const SourceOperations operations;
 };
-
-/// The operations a record may name, by their number in a connection.
-enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept };
 
 }  // namespace vigil

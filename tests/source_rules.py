@@ -22,7 +22,7 @@ LAYERS = [
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls send_queue"),
     ("reactor", "reactor reactor_core mailbox"),
-    ("connections", "handler callback_names connection connection_life listener connector"),
+    ("connections", "handler callback_names connection connection_life connection_exchange connection_deadlines connection_end listener connector"),
     ("heartbeat", "heartbeat"),
     ("server", "server"),
     ("everything", "vigil"),

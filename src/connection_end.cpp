@@ -1,0 +1,203 @@
+// How a connection ends: what the stream said, closing, and the record. The rules of which reason wins stand in close_record.hpp
+// and are here in stream_error() and begin_close(), and in expire() of connection_deadlines.cpp.
+#include <algorithm>
+#include <array>
+#include <cerrno>
+
+#include "connection_life.hpp"
+#include "socket_calls.hpp"
+
+namespace vigil {
+namespace {
+
+constexpr std::array operation_names{"", "recv", "send", "connect", "watch", "accept"};
+
+Origin origin_of(CloseReason reason, int error_number) {
+  switch (reason) {
+    case CloseReason::peer_finished:
+    case CloseReason::peer_reset:
+    case CloseReason::connect_refused:
+      return Origin::peer;
+    case CloseReason::connect_timed_out:
+      return error_number == 0 ? Origin::policy : Origin::network;
+    case CloseReason::connect_unreachable:
+    case CloseReason::network_timed_out:
+    case CloseReason::network_unreachable:
+      return Origin::network;
+    case CloseReason::accept_shed:
+    case CloseReason::first_byte_timed_out:
+    case CloseReason::receive_timed_out:
+    case CloseReason::send_timed_out:
+    case CloseReason::drain_timed_out:
+    case CloseReason::backlog_full:
+      return Origin::policy;
+    case CloseReason::local_close:
+    case CloseReason::connect_failed:
+    case CloseReason::self_connect:
+    case CloseReason::server_stopping:
+    case CloseReason::system_error:
+      return Origin::local;
+  }
+  return Origin::local;
+}
+
+bool is_unreachable(int error_number) {
+  return error_number == EHOSTUNREACH || error_number == ENETUNREACH || error_number == EHOSTDOWN || error_number == ENETDOWN;
+}
+
+}  // namespace
+
+// --- what the stream said
+
+void ConnectionLife::peer_end(ReactorCore& core, Connection& connection) {
+  if (connection.has(Connection::peer_finished)) return;
+  connection.set(Connection::peer_finished);
+  if (connection.has(Connection::closing)) {
+    core.flush_later(connection);
+    return;
+  }
+  const HandlerThunks& handler = *connection.policy_->handler;
+  if (handler.on_peer_finished == nullptr) return begin_close(core, connection, CloseReason::peer_finished, false);
+  connection.set(Connection::lingering);
+  handler.on_peer_finished(connection.handler_storage(), connection);
+  if (connection.stage_ == Connection::Stage::open) core.flush_later(connection);
+}
+
+void ConnectionLife::latch_error(Connection& connection, int error_number, std::uint8_t operation) {
+  if (connection.has(Connection::error_latched)) return;  // the kernel hands the true one out first
+  connection.set(Connection::error_latched);
+  connection.error_ = static_cast<std::int16_t>(error_number);
+  connection.operation_ = operation;
+}
+
+bool ConnectionLife::owes(const Connection& connection) { return connection.queued_bytes_ != 0 || in_flight(connection) != 0; }
+
+/// The stream has ended with the latched error, and everything before it was delivered.
+void ConnectionLife::stream_error(ReactorCore& core, Connection& connection) {
+  const int error = connection.error_;
+  const std::uint8_t operation = connection.operation_;
+  if (core.gathers_for(connection)) {
+    connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);
+    core.gathered = 0;
+  }
+  if (is_reset(error) && connection.has(Connection::peer_finished)) {
+    // A reset behind the peer's FIN: an orderly end if it was owed nothing. Our own close stays what it was, but for its drain.
+    const bool ours = connection.has(Connection::close_called) && connection.reason_ != CloseReason::peer_finished;
+    if (!ours && owes(connection)) return end(connection, CloseReason::peer_reset, error, operation);
+    if (!ours) return end(connection, CloseReason::peer_finished);
+  }
+  if (connection.has(Connection::close_called)) {
+    connection.cut_short_ = is_reset(error) ? CutShort::reset : CutShort::timed_out;
+    return end(connection, connection.reason_, error, operation);
+  }
+  if (is_reset(error)) return end(connection, CloseReason::peer_reset, error, operation);
+  if (error == ETIMEDOUT) return end(connection, CloseReason::network_timed_out, error, operation);
+  if (is_unreachable(error)) return end(connection, CloseReason::network_unreachable, error, operation);
+  end(connection, CloseReason::system_error, error, operation);
+}
+
+std::uint64_t ConnectionLife::in_flight(const Connection& connection) {
+  if (!connection.has(Connection::tcp)) return 0;  // what a Unix socket took is with the peer
+  const int queued = sys::unsent_bytes(connection.descriptor_);
+  if (queued <= 0) return 0;
+  // Our FIN is the last byte to be acknowledged, and counts as one.
+  return static_cast<std::uint64_t>(queued) - (connection.has(Connection::fin_counts) ? 1 : 0);
+}
+
+// --- closing
+
+void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, CloseReason reason, bool by_user) {
+  connection.set(Connection::closing | Connection::finish_wanted);
+  if (by_user) connection.set(Connection::close_called);
+  connection.clear(Connection::lingering);
+  connection.reason_ = reason;
+  core.read_clock();
+  if (connection.send_progress_ == never_due) start_send_clock(core, connection);  // `never` counts as drain's from now on
+  rearm(core, connection);                                                         // the receive side's deadlines have ended
+  core.flush_later(connection);
+}
+
+/// Nothing is queued: our end follows if it is wanted, and where both ends have come the life is over.
+void ConnectionLife::advance_end(ReactorCore& core, Connection& connection) {
+  if (connection.has(Connection::finish_wanted) && !connection.has(Connection::end_sent)) {
+    // ENOTCONN: the peer has reset it, as a receive will tell.
+    if (sys::shutdown(connection.descriptor_, SHUT_WR) == 0) connection.set(Connection::fin_counts);
+    connection.set(Connection::end_sent);
+  }
+  if (connection.has(Connection::peer_finished) && connection.has(Connection::end_sent))
+    return end(connection, connection.has(Connection::closing) ? connection.reason_ : CloseReason::peer_finished);
+  if (!connection.has(Connection::closing | Connection::lingering) || connection.drain_began_ != never_due) return;
+  // Closing: the peer's end is awaited. Lingering: the peer's end has come, and the handler has nothing under way.
+  if (connection.has(Connection::closing)) connection.set(Connection::draining);
+  connection.drain_began_ = core.read_clock();
+  rearm(core, connection);
+}
+
+void ConnectionLife::end(Connection& connection, CloseReason reason, int error_number, std::uint8_t operation) {
+  if (connection.stage_ == Connection::Stage::ended) return;
+  ReactorCore& core = *connection.policy_->core;
+  connection.stage_ = Connection::Stage::ended;
+  connection.clear(Connection::is_established);
+  connection.reason_ = reason;
+  connection.error_ = static_cast<std::int16_t>(error_number);
+  connection.operation_ = operation;
+  core.cancel(connection);
+  core.finish_later(connection);
+}
+
+CloseRecord ConnectionLife::record_of(ReactorCore& core, Connection& connection) {
+  const Instant now = core.read_clock();
+  const bool was_open = connection.has(Connection::was_open);
+  CloseRecord record;
+  record.reason = connection.reason_;
+  record.error_number = connection.error_;
+  record.operation = operation_names[connection.operation_];
+  record.origin = origin_of(record.reason, record.error_number);
+  record.phase = !was_open ? Phase::connecting : connection.has(Connection::draining) ? Phase::draining : Phase::open;
+  record.cut_short = connection.cut_short_;
+  record.received = connection.received_;
+  record.handed_to_kernel = connection.handed_to_kernel_;
+  record.unsent = connection.queued_bytes_;
+  record.unconsumed = connection.discarded_;
+  if (was_open && connection.descriptor_ >= 0) {
+    if (connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
+    record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
+  }
+  record.age = now - connection.opened_at_;
+  record.silence = now - connection.last_received_;
+  return record;
+}
+
+void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
+  auto& connection = static_cast<Connection&>(source);
+  const CloseRecord record = record_of(core, connection);
+  if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
+    close_with_reset(connection.descriptor_);
+  } else {
+    sys::close(connection.descriptor_);
+  }
+  connection.descriptor_ = -1;
+  send_queue::clear(core.chunks, connection.queue_);
+
+  ++core.counters.closed;
+  ++core.counters.closed_for[static_cast<std::size_t>(record.reason)];
+  ConnectionPolicy* policy = connection.policy_;
+  policy->handler->on_close(connection.handler_storage(), connection, record);
+  connection.stage_ = Connection::Stage::vacant;  // handles are stale from here on
+  policy->handler->destroy(connection.handler_storage());
+  connection.policy_ = nullptr;
+  core.give_back(*policy->slab, connection);
+  ConnectionPolicy::release(policy);
+}
+
+void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexcept {
+  auto& connection = static_cast<Connection&>(source);
+  if (connection.stage_ == Connection::Stage::connecting) return end(connection, CloseReason::server_stopping);
+  if (connection.stage_ != Connection::Stage::open) return;
+  const bool settled = connection.has(Connection::closing);
+  if (!at_once) return settled ? void() : begin_close(core, connection, CloseReason::server_stopping, true);
+  if (settled) connection.cut_short_ = CutShort::timed_out;
+  end(connection, settled ? connection.reason_ : CloseReason::server_stopping);
+}
+
+}  // namespace vigil
