@@ -30,7 +30,7 @@ CloseReason reason_of_connect(int error_number) {
 constinit const SourceOperations ConnectionLife::operations{
     .ready = ready, .due = due, .flush = flush, .finish = finish, .stop = stop, .cancel = nullptr};
 
-void* Connection::handler_storage() { return reinterpret_cast<std::byte*>(this) + policy_->handler_offset; }
+void* Connection::handler_storage() { return ConnectionLife::handler_of(*this); }
 
 // --- birth
 
@@ -95,7 +95,7 @@ Connection* ConnectionLife::begin(ConnectionPolicy& policy, int descriptor, cons
 }
 
 void ConnectionLife::build_handler(Connection& connection, Construct& construct) {
-  construct(connection.handler_storage(), connection);
+  construct(handler_of(connection), connection);
 }
 
 void ConnectionLife::register_stream(Connection& connection) {
@@ -108,8 +108,7 @@ void ConnectionLife::established(Connection& connection) {
   connection.stage_ = Connection::Stage::open;
   connection.set(Connection::was_open | Connection::is_established);
   connection.last_received_ = core.read_clock();  // first_byte and receive run from here
-  if (connection.policy_->handler->on_open != nullptr)
-    connection.policy_->handler->on_open(connection.handler_storage(), connection);
+  if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
   if (connection.stage_ != Connection::Stage::open) return;
   core.read_clock();
   rearm(core, connection);

@@ -59,7 +59,7 @@ void ConnectionLife::peer_end(ReactorCore& core, Connection& connection) {
   const HandlerThunks& handler = *connection.policy_->handler;
   if (handler.on_peer_finished == nullptr) return begin_close(core, connection, CloseReason::peer_finished, false);
   connection.set(Connection::lingering);
-  handler.on_peer_finished(connection.handler_storage(), connection);
+  handler.on_peer_finished(handler_of(connection), connection);
   if (connection.stage_ == Connection::Stage::open) core.flush_later(connection);
 }
 
@@ -182,9 +182,9 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   ++core.counters.closed;
   ++core.counters.closed_for[static_cast<std::size_t>(record.reason)];
   ConnectionPolicy* policy = connection.policy_;
-  policy->handler->on_close(connection.handler_storage(), connection, record);
+  policy->handler->on_close(handler_of(connection), connection, record);
   connection.stage_ = Connection::Stage::vacant;  // handles are stale from here on
-  policy->handler->destroy(connection.handler_storage());
+  policy->handler->destroy(handler_of(connection));
   connection.policy_ = nullptr;
   core.give_back(*policy->slab, connection);
   ConnectionPolicy::release(policy);

@@ -31,7 +31,7 @@ constexpr unsigned end_hints = Readiness::ended | Readiness::error;
 
 inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, std::size_t size) {
   count_received(core, connection, size);
-  connection.policy_->on_receive(connection.handler_storage(), connection, Bytes(core.receive_buffer.get(), size));
+  connection.policy_->on_receive(handler_of(connection), connection, Bytes(core.receive_buffer.get(), size));
 }
 
 inline void ConnectionLife::count_received(ReactorCore& core, Connection& connection, std::size_t size) {
@@ -315,7 +315,7 @@ void ConnectionLife::write_out(ReactorCore& core, Connection& connection) {
     const HandlerThunks& handler = *connection.policy_->handler;
     if (handler.on_send_drained != nullptr && !connection.has(Connection::closing | Connection::finish_wanted)) {
       core.refilling = &connection;
-      handler.on_send_drained(connection.handler_storage(), connection);
+      handler.on_send_drained(handler_of(connection), connection);
       core.refilling = nullptr;
       if (connection.stage_ != Connection::Stage::open) return;
     }

@@ -120,6 +120,9 @@ struct ConnectionLife {
   static Result<void> send(Connection& connection, Bytes bytes);
   static Result<void> send_direct(ReactorCore& core, Connection& connection, Bytes bytes);
 
+  [[nodiscard]] static void* handler_of(Connection& connection) {
+    return reinterpret_cast<std::byte*>(&connection) + connection.policy_->handler_offset;
+  }
   [[nodiscard]] static PeerAddress& peer_of(Connection& connection) { return *reinterpret_cast<PeerAddress*>(&connection + 1); }
   [[nodiscard]] static std::uint64_t in_flight(const Connection& connection);
   [[nodiscard]] static CloseRecord record_of(ReactorCore& core, Connection& connection);
