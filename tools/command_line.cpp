@@ -54,7 +54,9 @@ Address resolve(const std::string& option, const std::string& host, const std::s
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = AI_NUMERICSERV;
   addrinfo* found = nullptr;
-  if (const int problem = getaddrinfo(host.c_str(), port.c_str(), &hints, &found); problem != 0) {
+  // RFC 6761 section 6.3: this name is the loopback address, whatever the resolver of a bare system knows.
+  const std::string asked = host == "localhost" ? "127.0.0.1" : host;
+  if (const int problem = getaddrinfo(asked.c_str(), port.c_str(), &hints, &found); problem != 0) {
     throw CLI::ValidationError(option, "no address is known for '" + host + "': " + gai_strerror(problem));
   }
   const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
