@@ -187,6 +187,8 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   policy->handler->destroy(handler_of(connection));
   connection.policy_ = nullptr;
   core.give_back(*policy->slab, connection);
+  if (policy->life_ended != nullptr && policy->maker->generation() == policy->maker_generation)
+    policy->life_ended(core, *policy->maker);
   ConnectionPolicy::release(policy);
 }
 

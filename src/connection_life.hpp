@@ -29,6 +29,11 @@ struct ConnectionPolicy {
   Timeouts timeouts;   // every kind valued
   Timeouts inherited;  // what a connection's own `inherit` returns to
 
+  // Told that a connection has ended and its slot is free, if it still lives itself then: a listener that counts its own.
+  Source* maker = nullptr;
+  std::uint32_t maker_generation = 0;
+  void (*life_ended)(ReactorCore& core, Source& maker) = nullptr;
+
   static void release(ConnectionPolicy* policy) {
     if (policy != nullptr && --policy->references == 0) delete policy;
   }
