@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <chrono>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -684,4 +685,164 @@ TEST_CASE("names of interfaces and errors") {
   CHECK(sys::interface_index("eth1") == 0);
   CHECK(std::string_view(sys::error_name(EPIPE)) == "EPIPE");
   CHECK(sys::random_seed() != sys::random_seed());
+}
+
+namespace {
+
+/// A worker that waits once a turn, on a poller of its own, and tells what it saw.
+struct ScriptedWorker {
+  int turns_left = 1'000;
+  Duration timeout{-1};
+  int turns = 0;
+  bool set_up = false;
+  int seen = 0;          ///< events, of all turns
+  bool in_turn = false;  ///< never entered twice
+  std::function<void()> in_each_turn{};
+  std::vector<Instant> turned_at{};
+  int epoll = -1;
+  int wake = -1;
+  sys::WorkerHandle handle = 0;
+
+  int start(int cpu = -1) {
+    sys::Worker worker;
+    worker.set_up = [](void* argument) { static_cast<ScriptedWorker*>(argument)->begin(); };
+    worker.body = [](void*) { FAIL("there is no thread that could run it"); };
+    worker.turn = [](void* argument) { return static_cast<ScriptedWorker*>(argument)->turn(); };
+    worker.argument = this;
+    worker.cpu = cpu;
+    return sys::start_worker(worker, handle);
+  }
+
+  void begin() {
+    set_up = true;
+    epoll = sys::epoll_create();
+    wake = sys::wake_open();
+    REQUIRE(add(epoll, wake, EPOLLIN | EPOLLET) == 0);
+  }
+
+  bool turn() {
+    CHECK_FALSE(in_turn);
+    in_turn = true;
+    ++turns;
+    turned_at.push_back(sys::monotonic_now());
+    seen += wait_on(epoll, timeout);
+    if (in_each_turn) in_each_turn();
+    in_turn = false;
+    return --turns_left > 0;
+  }
+
+  static int wait_on(int epoll, Duration timeout) {
+    std::array<epoll_event, 4> events{};
+    return sys::epoll_wait(epoll, events.data(), static_cast<int>(events.size()), timeout);
+  }
+};
+
+}  // namespace
+
+TEST_CASE("a worker is set up at once, on the thread of its starter, and turned only when somebody would sleep") {
+  ScriptedKernel kernel;
+  ScriptedWorker worker;
+  const int epoll = sys::epoll_create();
+  REQUIRE(worker.start() == 0);
+  CHECK(worker.set_up);
+  CHECK(worker.turns == 0);
+  CHECK(ScriptedWorker::wait_on(epoll, 0ns) == 0);
+  CHECK(worker.turns == 0);
+  CHECK(ScriptedWorker::wait_on(epoll, 5ms) == 0);
+  CHECK(worker.turns == 1);
+  CHECK(kernel.workers() == 1);
+}
+
+TEST_CASE("a started worker that fails was never set up") {
+  ScriptedKernel kernel;
+  ScriptedWorker worker;
+  kernel.will_fail(Call::start_worker, EAGAIN);
+  CHECK(worker.start() == -EAGAIN);
+  CHECK_FALSE(worker.set_up);
+  CHECK(kernel.workers() == 0);
+}
+
+TEST_CASE("workers that wake each other have their turns before time passes") {
+  ScriptedKernel kernel;
+  const int epoll = sys::epoll_create();
+  const int own_wake = sys::wake_open();
+  REQUIRE(add(epoll, own_wake, EPOLLIN | EPOLLET) == 0);
+  ScriptedWorker first, second;
+  REQUIRE(first.start() == 0);
+  REQUIRE(second.start() == 0);
+  first.in_each_turn = [&] {
+    if (first.seen == 1 && second.seen == 0) sys::wake_signal(second.wake);
+  };
+  second.in_each_turn = [&] {
+    if (second.seen == 1) sys::wake_signal(own_wake);
+  };
+  const Instant began = kernel.now();
+  sys::wake_signal(first.wake);
+  CHECK(ScriptedWorker::wait_on(epoll, 1s) == 1);
+  CHECK(first.seen == 1);
+  CHECK(second.seen == 1);
+  CHECK(kernel.now() == began);
+}
+
+TEST_CASE("a worker is turned again at the instant its wait would have ended") {
+  ScriptedKernel kernel;
+  const Instant began = kernel.now();
+  ScriptedWorker worker{.timeout = 3ms};
+  REQUIRE(worker.start() == 0);
+  CHECK(ScriptedWorker::wait_on(sys::epoll_create(), 10ms) == 0);
+  CHECK(worker.turned_at == std::vector<Instant>{began, began + 3ms, began + 6ms, began + 9ms});
+  CHECK(kernel.now() == began + 10ms);
+}
+
+TEST_CASE("a callback of a worker that sleeps itself lets the others turn and is not entered again") {
+  ScriptedKernel kernel;
+  ScriptedWorker sleeper{.turns_left = 1}, other{.timeout = 1ms};
+  const int silent = kernel.open_descriptor();
+  sleeper.in_each_turn = [&] {
+    pollfd entry{silent, POLLIN, 0};
+    CHECK(sys::poll(&entry, 1, 5ms) == 0);
+  };
+  REQUIRE(sleeper.start() == 0);
+  REQUIRE(other.start() == 0);
+  const Instant began = kernel.now();
+  CHECK(kernel.turn_workers());
+  CHECK(kernel.now() == began + 5ms);
+  CHECK(sleeper.turns == 1);
+  CHECK(other.turns >= 5);
+}
+
+TEST_CASE("joining a worker turns it until it is over, and one that can never be over is a mistake that is told") {
+  ScriptedKernel kernel;
+  ScriptedWorker ends{.turns_left = 3, .timeout = 1ms}, sleeps_for_ever;
+  REQUIRE(ends.start() == 0);
+  REQUIRE(sleeps_for_ever.start() == 0);
+  CHECK(sys::join_worker(ends.handle) == 0);
+  CHECK(ends.turns == 3);
+  CHECK(sys::join_worker(ends.handle) == -ESRCH);
+  CHECK(sys::join_worker(sleeps_for_ever.handle) == -EDEADLK);
+  sleeps_for_ever.in_each_turn = [&] { CHECK(sys::join_worker(sleeps_for_ever.handle) == -EDEADLK); };
+  sleeps_for_ever.turns_left = 1;
+  CHECK(sys::join_worker(sleeps_for_ever.handle) == 0);
+  CHECK(kernel.workers() == 0);
+}
+
+TEST_CASE("time passes although a worker never sleeps") {
+  ScriptedKernel kernel;
+  const Instant began = kernel.now();
+  ScriptedWorker busy{.turns_left = 1'000'000, .timeout = 0ns};
+  REQUIRE(busy.start() == 0);
+  CHECK(ScriptedWorker::wait_on(sys::epoll_create(), 1ms) == 0);
+  CHECK(kernel.now() == began + 1ms);
+}
+
+TEST_CASE("a process may use the CPUs the script says") {
+  ScriptedKernel kernel;
+  std::array<int, 4> cpus{};
+  CHECK(sys::usable_cpus(cpus.data(), cpus.size()) == 2);
+  kernel.has_cpus({3, 5, 7});
+  CHECK(sys::usable_cpus(cpus.data(), 2) == 3);
+  CHECK(cpus == std::array<int, 4>{3, 5, 0, 0});
+  ScriptedWorker pinned;
+  REQUIRE(pinned.start(5) == 0);
+  CHECK(kernel.cpus_of_workers() == std::vector<int>{5});
 }

@@ -54,6 +54,18 @@ struct TcpSample {
   bool window_known = false;
 };
 
+/// A thread's work in three parts, so that a world of one thread can do it too: there nobody calls `body`, but `turn` again and
+/// again.
+struct Worker {
+  void (*set_up)(void* argument) = nullptr;
+  void (*body)(void* argument) = nullptr;  ///< all of the work, until it is over
+  bool (*turn)(void* argument) = nullptr;  ///< one turn of it, which may wait once; false: it is over
+  void* argument = nullptr;
+  int cpu = -1;  ///< the only CPU it may use; -1: those its starter may
+};
+
+using WorkerHandle = std::uintptr_t;
+
 // Clock and chance.
 [[nodiscard]] Instant monotonic_now();
 [[nodiscard]] std::uint64_t random_seed();
@@ -98,6 +110,16 @@ int close(int descriptor);
 [[nodiscard]] int reserve_open();
 [[nodiscard]] int path_status(const char* path, struct stat& status);
 int unlink(const char* path);
+
+// Threads.
+/// Returns when set_up has returned, on the new thread: 0, or the negated errno and nothing was called. The thread inherits the
+/// calling one's blocked signals. Each one started must be joined.
+[[nodiscard]] int start_worker(const Worker& worker, WorkerHandle& started);
+/// Returns when the worker is over. -EDEADLK: it is the one that asks, or (simulated) it would never be over.
+int join_worker(WorkerHandle started);
+/// Fills `cpus` with the numbers of the CPUs the calling thread may use, as far as they fit, in order; returns how many there
+/// are.
+[[nodiscard]] int usable_cpus(int* cpus, std::size_t capacity);
 
 // Names.
 [[nodiscard]] unsigned interface_index(const char* name);  ///< 0: no such interface

@@ -1,7 +1,13 @@
 // The real seam's rarer calls, which are more than one line each. See sys/sys.hpp.
 #include "sys/sys.hpp"
 
+#include <pthread.h>
+#include <sched.h>
+
+#include <condition_variable>
 #include <cstddef>
+#include <memory>
+#include <mutex>
 
 namespace vigil::sys {
 
@@ -67,6 +73,81 @@ TcpSample tcp_sample(int descriptor) {
     sample.snd_wnd = info.tcpi_snd_wnd;
   }
   return sample;
+}
+
+namespace {
+
+struct CpuSetFree {
+  void operator()(cpu_set_t* cpus) const { CPU_FREE(cpus); }
+};
+using CpuSet = std::unique_ptr<cpu_set_t, CpuSetFree>;
+
+/// On the starter's stack until set_up has returned.
+struct Start {
+  const Worker& worker;
+  std::mutex lock{};
+  std::condition_variable changed{};
+  bool is_set_up = false;
+};
+
+void* run_worker(void* given) {
+  Start& start = *static_cast<Start*>(given);
+  const Worker worker = start.worker;
+  worker.set_up(worker.argument);
+  {
+    const std::lock_guard guard(start.lock);
+    start.is_set_up = true;
+    start.changed.notify_one();  // with the lock held: the starter can't be gone before this is done
+  }
+  worker.body(worker.argument);
+  return nullptr;
+}
+
+/// A thread that would start with the wrong CPU is not started at all.
+int allow_only(pthread_attr_t& attributes, int cpu) {
+  const CpuSet allowed(CPU_ALLOC(static_cast<std::size_t>(cpu) + 1));
+  if (allowed == nullptr) return -ENOMEM;
+  const std::size_t size = CPU_ALLOC_SIZE(static_cast<std::size_t>(cpu) + 1);
+  CPU_ZERO_S(size, allowed.get());
+  CPU_SET_S(static_cast<std::size_t>(cpu), size, allowed.get());
+  return -::pthread_attr_setaffinity_np(&attributes, size, allowed.get());
+}
+
+}  // namespace
+
+int start_worker(const Worker& worker, WorkerHandle& started) {
+  static_assert(sizeof(pthread_t) <= sizeof started);
+  pthread_attr_t attributes;
+  if (const int failed = ::pthread_attr_init(&attributes); failed != 0) return -failed;
+  Start start{.worker = worker};
+  pthread_t thread{};
+  int error = worker.cpu < 0 ? 0 : allow_only(attributes, worker.cpu);
+  if (error == 0) error = -::pthread_create(&thread, &attributes, &run_worker, &start);
+  ::pthread_attr_destroy(&attributes);
+  if (error != 0) return error;
+  std::unique_lock guard(start.lock);
+  start.changed.wait(guard, [&] { return start.is_set_up; });
+  started = static_cast<WorkerHandle>(thread);
+  return 0;
+}
+
+int join_worker(WorkerHandle started) { return -::pthread_join(static_cast<pthread_t>(started), nullptr); }
+
+int usable_cpus(int* cpus, std::size_t capacity) {
+  // The kernel refuses a set smaller than its own; no kernel's has more than this.
+  constexpr std::size_t most = 1 << 16;
+  const CpuSet usable(CPU_ALLOC(most));
+  if (usable == nullptr) return -ENOMEM;
+  const std::size_t size = CPU_ALLOC_SIZE(most);
+  CPU_ZERO_S(size, usable.get());
+  if (::sched_getaffinity(0, size, usable.get()) != 0) return -errno;
+  std::size_t count = 0;
+  for (std::size_t cpu = 0; cpu < most; ++cpu) {
+    if (!CPU_ISSET_S(cpu, size, usable.get())) continue;
+    if (count < capacity) cpus[count] = static_cast<int>(cpu);
+    ++count;
+  }
+  return static_cast<int>(count);
 }
 
 }  // namespace vigil::sys

@@ -156,6 +156,11 @@ TcpSample tcp_sample(int descriptor);
 inline int reserve_open() { return or_errno(::open("/dev/null", O_RDONLY | O_CLOEXEC)); }
 inline int path_status(const char* path, struct stat& status) { return or_errno(::lstat(path, &status)); }
 inline int unlink(const char* path) { return or_errno(::unlink(path)); }
+
+int start_worker(const Worker& worker, WorkerHandle& started);
+int join_worker(WorkerHandle started);
+int usable_cpus(int* cpus, std::size_t capacity);
+
 inline unsigned interface_index(const char* name) { return ::if_nametoindex(name); }
 inline const char* error_name(int code) { return ::strerrorname_np(code); }
 inline const char* error_text(int code) { return ::strerrordesc_np(code); }

@@ -62,6 +62,11 @@ class Kernel {
   virtual int unlink(const char* path) = 0;
   virtual unsigned interface_index(const char* name) = 0;
 
+  // Workers. There are no threads: a worker is set up at once, and it is the kernel's to turn it.
+  virtual int start_worker(const Worker& worker, WorkerHandle& started) = 0;
+  virtual int join_worker(WorkerHandle started) = 0;
+  virtual int usable_cpus(int* cpus, std::size_t capacity) = 0;
+
  protected:
   Kernel() = default;
   Kernel(const Kernel&) = default;

@@ -17,8 +17,9 @@
 // and its like only prepare what calls will answer: nobody is told, unless the test also says `report`.
 //
 // Where the script says nothing the world is friendly: sends are taken whole and acknowledged at once, a receive finds nothing
-// (EAGAIN), a Unix connect succeeds, a TCP one is in progress until the peer answers. A wait with nothing to tell moves the clock
-// on by its timeout, at no cost; one that would never end is the test's mistake and answers EDEADLK. Descriptors are numbered
+// (EAGAIN), a Unix connect succeeds, a TCP one is in progress until the peer answers. A wait with nothing to tell lets the other
+// workers turn, then moves the clock on by its timeout, at no cost; one that would never end is the test's mistake and answers
+// EDEADLK. Descriptors are numbered
 // from 100 up, the lowest free one first, so that numbers are reused as on a real host.
 #pragma once
 
@@ -70,9 +71,12 @@ enum class Call : std::uint8_t {
   path_status,
   unlink,
   interface_index,
+  start_worker,
+  join_worker,
+  usable_cpus,
 };
 
-inline constexpr std::size_t call_count = static_cast<std::size_t>(Call::interface_index) + 1;
+inline constexpr std::size_t call_count = static_cast<std::size_t>(Call::usable_cpus) + 1;
 
 [[nodiscard]] const char* to_string(Call call);
 
@@ -123,6 +127,7 @@ class ScriptedKernel {
   // A listener and who comes to it.
   /// The last descriptor that began to listen and is still open; -1: none.
   [[nodiscard]] int listener() const;
+  [[nodiscard]] std::vector<int> listeners() const;  ///< all of them
   /// Somebody connects. Returns the descriptor that accept will hand out, which can be scripted at once.
   int peer_connects(int listener);
   int will_accept(int listener);  ///< the same, but nobody is told
@@ -170,6 +175,15 @@ class ScriptedKernel {
   void set_state(int descriptor, std::uint32_t events);
   /// The process is sent a signal: whoever opened it is told; nobody: ends the program.
   void raise(int signal_number);
+
+  // Workers: they are set up when they are started, and their turns come while somebody else's wait would sleep, in the order of
+  // their start, before time passes. No reactor is entered that is in a turn already, the sleeping one least of all. So a turn
+  // never sleeps itself: its first wait returns at once, and the world notes until when it would have slept.
+  /// One turn of each; false: all of them would sleep, until something happens or time passes.
+  bool turn_workers();
+  [[nodiscard]] std::size_t workers() const;               ///< started and not joined
+  [[nodiscard]] std::vector<int> cpus_of_workers() const;  ///< of each of them, in the order of their start; -1: any
+  void has_cpus(std::vector<int> numbers);                 ///< the process may use these; 0 and 1 unless told otherwise
 
   // Failures.
   /// The next call of this name, or the one after `calls_before` others, fails.

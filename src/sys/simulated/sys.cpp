@@ -86,6 +86,10 @@ int path_status(const char* path, struct stat& status) { return kernel().path_st
 int unlink(const char* path) { return kernel().unlink(path); }
 unsigned interface_index(const char* name) { return kernel().interface_index(name); }
 
+int start_worker(const Worker& worker, WorkerHandle& started) { return kernel().start_worker(worker, started); }
+int join_worker(WorkerHandle started) { return kernel().join_worker(started); }
+int usable_cpus(int* cpus, std::size_t capacity) { return kernel().usable_cpus(cpus, capacity); }
+
 // Neither changes nor observes the world.
 const char* error_name(int code) { return ::strerrorname_np(code); }
 const char* error_text(int code) { return ::strerrordesc_np(code); }
