@@ -35,10 +35,13 @@ void* Connection::handler_storage() { return ConnectionLife::handler_of(*this); 
 // --- birth
 
 Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
-                            const BacklogBounds& bounds, const Timeouts& own_layer, const char* operation) {
+                            const StreamBounds& bounds, const Timeouts& own_layer, const char* operation) {
   if (auto valid = validate(own_layer, operation); !valid) return valid;
-  if (bounds.bytes_max == 0 || bounds.bytes_max > UINT32_MAX) return Error{operation, EINVAL, "backlog_bytes_max out of range"};
+  if (bounds.backlog_bytes_max == 0 || bounds.backlog_bytes_max > UINT32_MAX)
+    return Error{operation, EINVAL, "backlog_bytes_max out of range"};
   if (bounds.low_mark > bounds.high_mark) return Error{operation, EINVAL, "backlog low mark above the high mark"};
+  if (bounds.message_bytes_max > core.options.receive_buffer_bytes)
+    return Error{operation, EINVAL, "message_bytes_max above the reactor's receive_buffer_bytes"};
   const Timeouts timeouts = over(own_layer, over(core.options.timeouts, default_timeouts()));
   if (policy != nullptr && policy->inherited == timeouts) return {};
 
@@ -47,13 +50,16 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   fresh->core = &core;
   fresh->on_receive = handler.on_receive;
   fresh->handler_offset =
-      static_cast<std::uint32_t>(ConnectionLife::handler_offset(std::max(handler.alignment, alignof(PeerAddress))));
-  fresh->backlog_bytes_max = static_cast<std::uint32_t>(bounds.bytes_max);
+      static_cast<std::uint32_t>(ConnectionLife::handler_offset(std::max(handler.alignment, alignof(ConnectionBirth))));
+  fresh->backlog_bytes_max = static_cast<std::uint32_t>(bounds.backlog_bytes_max);
   // What is gathered never passes the high mark, so that whoever fills up to it is told when it drains.
-  fresh->gather_max = std::min({bounds.bytes_max, bounds.high_mark, core.options.gather_buffer_bytes});
+  fresh->gather_max = std::min({bounds.backlog_bytes_max, bounds.high_mark, core.options.gather_buffer_bytes});
   // A mark beyond the bound is never reached: then on_send_drained simply does not come.
   fresh->high_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.high_mark, UINT32_MAX));
   fresh->low_mark = static_cast<std::uint32_t>(std::min<std::size_t>(bounds.low_mark, UINT32_MAX));
+  fresh->message_bytes_max =
+      static_cast<std::uint32_t>(bounds.message_bytes_max == 0 ? core.options.receive_buffer_bytes : bounds.message_bytes_max);
+  fresh->pauses_when_backlogged = bounds.when_backlogged == WhenBacklogged::pause_reading;
   fresh->handler = &handler;
   fresh->slab = core.slab_for(fresh->handler_offset + handler.size, alignof(Connection), &ConnectionLife::construct_slot);
   fresh->timeouts = timeouts;
@@ -75,14 +81,15 @@ Connection* ConnectionLife::begin(ConnectionPolicy& policy, int descriptor, cons
   connection.operations_ = &operations;
   connection.descriptor_ = descriptor;
   connection.stage_ = Connection::Stage::connecting;
-  connection.flags_ = tcp ? Connection::tcp : 0;
+  connection.flags_ = tcp ? static_cast<std::uint32_t>(Connection::tcp) : 0;
   connection.queued_bytes_ = 0;
   connection.policy_ = &policy;
   connection.received_ = 0;
   connection.handed_to_kernel_ = 0;
   connection.queue_ = nullptr;
-  connection.send_progress_ = policy.timeouts.send.is_never() ? never_due : nothing_outstanding;
-  connection.opened_at_ = connection.last_received_ = core.read_clock();
+  connection.side_ = nullptr;
+  connection.send_progress_ = watches_sending(connection) ? nothing_outstanding : never_due;
+  connection.last_received_ = core.read_clock();
   connection.drain_began_ = never_due;
   connection.acknowledged_ = 0;
   connection.discarded_ = 0;
@@ -90,7 +97,7 @@ Connection* ConnectionLife::begin(ConnectionPolicy& policy, int descriptor, cons
   connection.operation_ = 0;
   connection.reason_ = CloseReason::local_close;
   connection.cut_short_ = CutShort::none;
-  ::new (&peer_of(connection)) PeerAddress(peer);
+  ::new (&birth_of(connection)) ConnectionBirth{peer, core.now, core.now};
   return &connection;
 }
 
@@ -107,7 +114,13 @@ void ConnectionLife::established(Connection& connection) {
   ReactorCore& core = *connection.policy_->core;
   connection.stage_ = Connection::Stage::open;
   connection.set(Connection::was_open | Connection::is_established);
-  connection.last_received_ = core.read_clock();  // first_byte and receive run from here
+  // The receive side's deadlines run from here.
+  birth_of(connection).opened_at = connection.last_received_ = core.read_clock();
+  const Timeouts& timeouts = connection.policy_->timeouts;
+  if (!(timeouts.receive_rate.is_never() && timeouts.send_rate.is_never()) && side_of(core, connection) == nullptr)
+    return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
+  if (connection.side_ != nullptr) connection.side_->message_began = core.now;
+  start_windows(core, connection);
   if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
   if (connection.stage_ != Connection::Stage::open) return;
   core.read_clock();
@@ -149,10 +162,10 @@ void ConnectionLife::confirm_connect(ReactorCore& core, Connection& connection, 
 
 Connection& ConnectionLife::over() {
   // Shared by every stale handle of every thread and never written: each call on it sees `vacant` and leaves.
-  alignas(Connection) static std::byte storage[sizeof(Connection) + sizeof(PeerAddress)];
+  alignas(Connection) static std::byte storage[sizeof(Connection) + sizeof(ConnectionBirth)];
   static Connection* const connection = [] {
     auto* made = ::new (static_cast<void*>(storage)) Connection;
-    ::new (&peer_of(*made)) PeerAddress;
+    ::new (&birth_of(*made)) ConnectionBirth;
     return made;
   }();
   return *connection;
@@ -174,6 +187,10 @@ Result<void> Connection::close() {
   if (stage_ == Stage::ended || has(close_called)) return {};
   if (stage_ == Stage::connecting) {
     ConnectionLife::end(*this, CloseReason::local_close);
+    return {};
+  }
+  if (has(gone_told) && has(ConnectionLife::held)) {
+    ConnectionLife::close_unread(*policy_->core, *this);
     return {};
   }
   const bool after_peer = has(peer_finished);
@@ -204,6 +221,7 @@ bool ConnectionLife::own_policy(Connection& connection) {
 Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   if (stage_ == Stage::vacant || stage_ == Stage::ended) return Error{"set timeout", EBADF};
   if (kind == Deadline::accept) return Error{"set timeout", EINVAL, "accept belongs to a listener"};
+  if (is_rate(kind)) return Error{"set timeout", EINVAL, "a kind that has a rate: set_rate"};
   Timeouts wanted;
   wanted.of(kind) = timeout;
   if (auto valid = validate(wanted, "set timeout"); !valid) return valid;
@@ -211,14 +229,7 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   policy_->timeouts.of(kind) = timeout.is_inherit() ? policy_->inherited.of(kind) : timeout;
   ReactorCore& core = *policy_->core;
   core.read_clock();
-  if (kind == Deadline::send) {
-    const bool counts = !ConnectionLife::send_timeout(*this).is_never();  // while closing, drain's duration stands in for never
-    if (!counts) send_progress_ = never_due;
-    if (counts && send_progress_ == never_due) {  // nobody looked at what is outstanding until now
-      send_progress_ = nothing_outstanding;
-      if (stage_ == Stage::open) ConnectionLife::start_send_clock(core, *this);
-    }
-  }
+  if (kind == Deadline::send || kind == Deadline::drain) ConnectionLife::sending_watch_changed(core, *this);
   ConnectionLife::rearm(core, *this);
   return {};
 }
@@ -227,7 +238,7 @@ ConnectionHandle Connection::handle() { return ConnectionHandle(this, generation
 
 Address Connection::peer() const {
   if (stage_ == Stage::vacant) return {};
-  return ConnectionLife::peer_of(const_cast<Connection&>(*this)).to_address();
+  return ConnectionLife::birth_of(*this).peer.to_address();
 }
 
 Result<Address> Connection::local_address() const {
@@ -243,7 +254,9 @@ std::size_t Connection::backlog_bytes() const {
   return queued_bytes_ + (policy_->core->gathers_for(*this) ? policy_->core->gathered : 0);
 }
 
-Duration Connection::age() const { return stage_ == Stage::vacant ? Duration{} : sys::monotonic_now() - opened_at_; }
+Duration Connection::age() const {
+  return stage_ == Stage::vacant ? Duration{} : sys::monotonic_now() - ConnectionLife::birth_of(*this).made_at;
+}
 
 Duration Connection::silence() const {
   if (stage_ == Stage::vacant) return {};

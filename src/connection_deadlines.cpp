@@ -11,38 +11,86 @@ Timeout ConnectionLife::send_timeout(const Connection& connection) {
   return timeouts.send.is_never() && connection.has(Connection::closing) ? timeouts.drain : timeouts.send;
 }
 
+bool ConnectionLife::watches_sending(const Connection& connection) {
+  return !send_timeout(connection).is_never() || !connection.policy_->timeouts.send_rate.is_never();
+}
+
 bool ConnectionLife::send_clock_runs(const Connection& connection) {
   return connection.send_progress_ != nothing_outstanding && connection.send_progress_ != never_due;
+}
+
+/// Not while reading is held: there they stand still. They end with the peer's stream, or ours.
+bool ConnectionLife::receive_clocks_run(const Connection& connection) {
+  return !connection.has(Connection::closing | Connection::peer_finished | held);
+}
+
+/// The last byte received, or the open; later, if reading was held or the handler gave more time since.
+Instant ConnectionLife::receive_counts_from(const Connection& connection) {
+  const ConnectionSide* side = connection.side_;
+  return side != nullptr && side->counted_for == connection.last_received_ ? side->counted_from : connection.last_received_;
 }
 
 /// Of the deadlines that run in this connection's state, the one due first. This table is all there is to say of them.
 ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
+  const ConnectionSide* side = connection.side_;
   Due first{never_due, Deadline::receive};
-  const auto runs = [&first](Deadline kind, Instant from, Timeout timeout) {
-    if (const Instant at = due_at(from, timeout); at < first.at) first = {at, kind};
+  const auto due = [&first](Deadline kind, Instant at) {
+    if (at < first.at) first = {at, kind};
   };
   if (connection.stage_ == Connection::Stage::connecting) {
-    runs(Deadline::connect, connection.opened_at_, timeouts.connect);
+    due(Deadline::connect, due_at(birth_of(connection).made_at, timeouts.connect));
     return first;
   }
-  if (!connection.has(Connection::closing | Connection::peer_finished)) {
+  if (receive_clocks_run(connection)) {
     const bool awaits_first_byte = connection.received_ == 0 && !timeouts.first_byte.is_never();
-    if (awaits_first_byte) runs(Deadline::first_byte, connection.last_received_, timeouts.first_byte);
-    if (!awaits_first_byte) runs(Deadline::receive, connection.last_received_, timeouts.receive);
+    if (awaits_first_byte) due(Deadline::first_byte, due_at(receive_counts_from(connection), timeouts.first_byte));
+    if (!awaits_first_byte) due(Deadline::receive, due_at(receive_counts_from(connection), timeouts.receive));
+    if (!connection.has(Connection::awaits_message)) {
+      due(Deadline::message, due_at(message_began(connection), timeouts.message));
+      if (side != nullptr && connection.received_ < side->received.target) due(Deadline::receive_rate, side->received.end);
+    }
   }
-  if (send_clock_runs(connection)) runs(Deadline::send, connection.send_progress_, send_timeout(connection));
-  if (connection.drain_began_ != never_due) runs(Deadline::drain, connection.drain_began_, timeouts.drain);
+  if (send_clock_runs(connection)) {
+    due(Deadline::send, due_at(connection.send_progress_, send_timeout(connection)));
+    if (side != nullptr && side->acknowledged_bytes < side->acknowledged.target) due(Deadline::send_rate, side->acknowledged.end);
+  }
+  if (connection.drain_began_ != never_due) due(Deadline::drain, due_at(connection.drain_began_, timeouts.drain));
   return first;
 }
 
-/// Moves the one node to the earliest deadline, or to the next sample of the acknowledged progress if that comes before.
-void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
+/// When the connection wants to be looked at although no deadline is due: a window opens or has passed, the acknowledged progress
+/// is sampled, or a deadline would be due that the next byte makes run, which re-arms nothing.
+Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
-  Instant at = earliest_deadline(connection).at;
-  // The first byte makes the receive deadline run, which may then be the nearer one, and re-arms nothing.
-  if (connection.received_ == 0) at = std::min(at, due_at(core.now, timeouts.receive));
-  if (send_clock_runs(connection)) at = std::min(at, due_at(core.now, Timeout(send_timeout(connection).duration() / 8)));
+  const ConnectionSide* side = connection.side_;
+  Instant at = never_due;
+  const auto look = [&at](Instant instant) { at = std::min(at, instant); };
+  if (connection.stage_ == Connection::Stage::connecting) return at;
+  if (receive_clocks_run(connection)) {
+    if (connection.received_ == 0) look(due_at(core.now, timeouts.receive));
+    const bool awaits_message = connection.has(Connection::awaits_message);
+    if (awaits_message) look(due_at(core.now, timeouts.message));
+    if (!timeouts.receive_rate.is_never() && side != nullptr) {
+      const Instant opens = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
+      look(awaits_message             ? core.now + std::max(timeouts.receive_rate.grace, shortest_timeout)
+           : side->received.is_open() ? side->received.end
+                                      : opens);
+    }
+  }
+  if (send_clock_runs(connection)) {
+    if (const Timeout timeout = send_timeout(connection); !timeout.is_never()) look(core.now + timeout.duration() / 8);
+    if (const Rate& rate = timeouts.send_rate; !rate.is_never()) look(core.now + rate.window / 8);
+    if (side != nullptr && side->acknowledged.is_open()) look(std::max(side->acknowledged.end, core.now));
+    if (side != nullptr && !side->acknowledged.is_open() && !timeouts.send_rate.is_never())
+      look(std::max(side->acknowledged.opens_at, core.now));
+  }
+  return at;
+}
+
+/// Moves the one node to where it is needed next.
+void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
+  const Instant at = std::min(earliest_deadline(connection).at, next_look(core, connection));
   if (at == never_due) return core.cancel(connection);
   core.arm(connection, at);
 }
@@ -50,19 +98,41 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
 /// Something is outstanding from now on: progress is sampled until nothing is.
 void ConnectionLife::start_send_clock(ReactorCore& core, Connection& connection) {
   connection.send_progress_ = core.read_clock();
-  connection.acknowledged_ = static_cast<std::uint32_t>(connection.handed_to_kernel_ - in_flight(connection));
+  const std::uint64_t acknowledged = connection.handed_to_kernel_ - in_flight(connection);
+  connection.acknowledged_ = static_cast<std::uint32_t>(acknowledged);
+  if (connection.side_ != nullptr) {
+    connection.side_->acknowledged_bytes = acknowledged;
+    connection.side_->acknowledged.close_until(core.now + connection.policy_->timeouts.send_rate.grace);
+  }
   rearm(core, connection);
+}
+
+/// A timeout or rate of the send side is new: nobody looked at what is outstanding until now, or nobody does any more.
+void ConnectionLife::sending_watch_changed(ReactorCore& core, Connection& connection) {
+  const bool watches = watches_sending(connection);
+  if (!watches) connection.send_progress_ = never_due;
+  if (!watches || connection.send_progress_ != never_due) return;
+  connection.send_progress_ = nothing_outstanding;
+  if (connection.stage_ == Connection::Stage::open) start_send_clock(core, connection);
 }
 
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
   if (!send_clock_runs(connection)) return;
   const std::uint64_t flying = in_flight(connection);
-  const auto acknowledged = static_cast<std::uint32_t>(connection.handed_to_kernel_ - flying);
-  if (acknowledged != connection.acknowledged_) connection.send_progress_ = core.now;
-  connection.acknowledged_ = acknowledged;
+  const std::uint64_t acknowledged = connection.handed_to_kernel_ - flying;
+  if (static_cast<std::uint32_t>(acknowledged) != connection.acknowledged_) connection.send_progress_ = core.now;
+  connection.acknowledged_ = static_cast<std::uint32_t>(acknowledged);
+  if (connection.side_ != nullptr) connection.side_->acknowledged_bytes = acknowledged;
   if (flying == 0 && connection.queued_bytes_ == 0)
-    connection.send_progress_ = send_timeout(connection).is_never() ? never_due : nothing_outstanding;
+    connection.send_progress_ = watches_sending(connection) ? nothing_outstanding : never_due;
+}
+
+/// The loop was late, and only then read what had come meanwhile: a message gets that time back.
+void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration late) {
+  const bool runs = !connection.policy_->timeouts.message.is_never() && !connection.has(Connection::awaits_message);
+  if (!runs || late < ReactorCore::stall_length) return;
+  if (ConnectionSide* side = side_of(core, connection); side != nullptr) side->message_began += late;
 }
 
 void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
@@ -73,34 +143,67 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   if (deadline.at <= core.now) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
     // the receive go on until the kernel has no more.
+    const Duration late = core.now - deadline.at;
+    const std::uint64_t received_before = connection.received_;
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
+    if (connection.received_ != received_before) forgive(core, connection, late);
   }
   sample_progress(core, connection);
+  roll_windows(core, connection);
   deadline = earliest_deadline(connection);
-  if (deadline.at <= core.now) return expire(connection, deadline.kind);
-  rearm(core, connection);
+  if (deadline.at > core.now) return rearm(core, connection);
+  expire(core, connection, deadline.kind);
 }
 
-void ConnectionLife::expire(Connection& connection, Deadline kind) {
-  switch (kind) {
-    case Deadline::connect:
-      return end(connection, CloseReason::connect_timed_out);
-    case Deadline::first_byte:
-      return end(connection, CloseReason::first_byte_timed_out);
-    case Deadline::receive:
-      return end(connection, CloseReason::receive_timed_out);
-    case Deadline::send:
-    case Deadline::drain:
-      if (connection.has(Connection::close_called)) {
-        connection.cut_short_ = CutShort::timed_out;
-        return end(connection, connection.reason_);
-      }
-      return end(connection, kind == Deadline::send ? CloseReason::send_timed_out : CloseReason::drain_timed_out);
-    case Deadline::accept:
-      return;  // a listener's
+/// Whether the handler gives it more time; the deadline has moved then.
+bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection, Deadline kind) {
+  const HandlerThunks& handler = *connection.policy_->handler;
+  if (handler.on_deadline == nullptr || connection.has(Connection::closing)) return false;
+  const Duration answer = std::min<Duration>(handler.on_deadline(handler_of(connection), connection, kind), longest_timeout);
+  if (connection.stage_ != Connection::Stage::open || connection.has(Connection::closing)) return true;  // it ended it itself
+  if (answer <= Duration::zero()) return false;
+  const Instant at = core.read_clock() + answer;
+  const Timeouts& timeouts = connection.policy_->timeouts;
+  const auto from = [&](Deadline one) { return timeouts.of(one).is_never() ? at : at - timeouts.of(one).duration(); };
+  const auto open_again = [&](RateWindow& window, const Rate& rate) {
+    window.close_until(core.now + std::max(answer, rate.window) - rate.window);
+  };
+  if (kind == Deadline::send) {
+    connection.send_progress_ = from(kind);
+  } else {
+    ConnectionSide* side = side_of(core, connection);
+    if (side == nullptr) return false;
+    if (kind == Deadline::first_byte || kind == Deadline::receive) {
+      side->counted_from = from(kind);
+      side->counted_for = connection.last_received_;
+    } else if (kind == Deadline::message) {
+      side->message_began = from(kind);
+    } else if (kind == Deadline::receive_rate) {
+      open_again(side->received, timeouts.receive_rate);
+    } else {
+      open_again(side->acknowledged, timeouts.send_rate);
+    }
   }
+  roll_windows(core, connection);
+  rearm(core, connection);
+  return true;
+}
+
+void ConnectionLife::expire(ReactorCore& core, Connection& connection, Deadline kind) {
+  constexpr CloseReason reasons[] = {
+      CloseReason::connect_timed_out, CloseReason::system_error,      CloseReason::first_byte_timed_out,
+      CloseReason::receive_timed_out, CloseReason::message_timed_out, CloseReason::receive_too_slow,
+      CloseReason::send_timed_out,    CloseReason::send_too_slow,     CloseReason::drain_timed_out};
+  static_assert(std::size(reasons) == deadline_count);
+  // With reading held a reset was not read up to; it comes before any deadline all the same.
+  if (connection.has(held) && end_with_gone_peer(core, connection, ended_by_now(connection))) return;
+  const bool asks = kind != Deadline::connect && kind != Deadline::drain;
+  if (asks && allows_more_time(core, connection, kind)) return;
+  if (!connection.has(Connection::close_called)) return end(connection, reasons[static_cast<std::size_t>(kind)]);
+  connection.cut_short_ = CutShort::timed_out;
+  end(connection, connection.reason_);
 }
 
 }  // namespace vigil

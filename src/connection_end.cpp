@@ -10,7 +10,7 @@
 namespace vigil {
 namespace {
 
-constexpr std::array operation_names{"", "recv", "send", "connect", "watch", "accept"};
+constexpr std::array operation_names{"", "recv", "send", "connect", "watch", "accept", "on_receive", "open"};
 
 Origin origin_of(CloseReason reason, int error_number) {
   switch (reason) {
@@ -27,6 +27,10 @@ Origin origin_of(CloseReason reason, int error_number) {
     case CloseReason::accept_shed:
     case CloseReason::first_byte_timed_out:
     case CloseReason::receive_timed_out:
+    case CloseReason::message_timed_out:
+    case CloseReason::receive_too_slow:
+    case CloseReason::send_too_slow:
+    case CloseReason::message_too_large:
     case CloseReason::send_timed_out:
     case CloseReason::drain_timed_out:
     case CloseReason::backlog_full:
@@ -111,6 +115,10 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
   if (by_user) connection.set(Connection::close_called);
   connection.clear(Connection::lingering);
   connection.reason_ = reason;
+  if (connection.has(held)) {  // from now on everything is read and discarded
+    connection.clear(held);
+    core.ready_later(connection, {Readiness::readable});
+  }
   core.read_clock();
   if (connection.send_progress_ == never_due) start_send_clock(core, connection);  // `never` counts as drain's from now on
   rearm(core, connection);                                                         // the receive side's deadlines have ended
@@ -163,13 +171,14 @@ CloseRecord ConnectionLife::record_of(ReactorCore& core, Connection& connection)
     if (connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
     record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
   }
-  record.age = now - connection.opened_at_;
+  record.age = now - birth_of(connection).made_at;
   record.silence = now - connection.last_received_;
   return record;
 }
 
 void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
+  drop_side(core, connection);
   const CloseRecord record = record_of(core, connection);
   if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
     close_with_reset(connection.descriptor_);

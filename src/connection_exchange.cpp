@@ -31,7 +31,7 @@ constexpr unsigned end_hints = Readiness::ended | Readiness::error;
 
 inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, std::size_t size) {
   count_received(core, connection, size);
-  connection.policy_->on_receive(handler_of(connection), connection, Bytes(core.receive_buffer.get(), size));
+  connection.policy_->on_receive(handler_of(connection), connection, Bytes(core.receive_buffer, size));
 }
 
 inline void ConnectionLife::count_received(ReactorCore& core, Connection& connection, std::size_t size) {
@@ -39,39 +39,62 @@ inline void ConnectionLife::count_received(ReactorCore& core, Connection& connec
   core.counters.received_bytes += size;
 }
 
-/// A short read has drained a TCP socket. Not so where an end or error was signalled or latched, at an urgent mark, or on a Unix
-/// stream, which stops short at a message with ancillary data: there it is read until the kernel has no more.
+void ConnectionLife::count_discarded(Connection& connection, std::uint64_t size) {
+  connection.discarded_ += static_cast<std::uint32_t>(std::min<std::uint64_t>(size, UINT32_MAX - connection.discarded_));
+}
+
+/// A read answers what is to be delivered, and nothing else is to be thought of.
 inline bool ConnectionLife::is_plain(const Connection& connection, Readiness readiness) {
-  constexpr unsigned not_plain =
-      Connection::closing | Connection::peer_finished | Connection::end_hinted | Connection::error_latched;
+  constexpr unsigned not_plain = Connection::closing | Connection::peer_finished | Connection::end_hinted |
+                                 Connection::error_latched | held | Connection::has_tail | Connection::tail_wanted |
+                                 Connection::awaits_message;
   constexpr unsigned plain = Connection::is_established | Connection::tcp;
   return (readiness.bits & ~Readiness::writable) == Readiness::readable && (connection.flags_ & (not_plain | plain)) == plain;
 }
 
+/// A short read has drained a TCP socket. Not so where an end or error was signalled or latched, at an urgent mark, or on a Unix
+/// stream, which stops short at a message with ancillary data: there it is read until the kernel has no more.
+bool ConnectionLife::is_drained_when_short(const Connection& connection, Readiness readiness) {
+  constexpr unsigned end_expected =
+      Connection::closing | Connection::peer_finished | Connection::end_hinted | Connection::error_latched;
+  return (readiness.bits & ~Readiness::writable) == Readiness::readable &&
+         (connection.flags_ & (end_expected | Connection::tcp)) == Connection::tcp;
+}
+
 inline ssize_t ConnectionLife::read_some(ReactorCore& core, const Connection& connection) {
   ++core.counters.receive_calls;
-  return sys::recv(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
+  return sys::recv(connection.descriptor_, core.receive_buffer, core.options.receive_buffer_bytes);
 }
 
 /// Goes on with the answer of the first read until the socket is drained, has ended, or has had its share of the turn.
 void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
-  const bool plain = is_plain(connection, readiness);
+  const bool drained_when_short = is_drained_when_short(connection, readiness);
   bool stamped = false;
   for (std::size_t reads = core.options.reads_per_turn;; returned = read_some(core, connection)) {
     if (returned == -EINTR)
-      returned = receive_once(connection.descriptor_, core.receive_buffer.get(), core.options.receive_buffer_bytes);
+      returned = receive_once(connection.descriptor_, core.receive_buffer, core.options.receive_buffer_bytes);
     if (classify_receive(returned) != ReceiveOutcome::data) return heard_no_data(core, connection, readiness, returned);
     const auto size = static_cast<std::size_t>(returned);
     // The handler may have made the clock be read since the last read of this dispatch: the stamp was stored, and is owed anew.
-    if (!stamped || core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
+    if (!stamped || core.stamps_wanted == 0) core.stamp_soon_if_room(&connection.last_received_);
     stamped = true;
     if (connection.has(Connection::closing)) {
       count_received(core, connection, size);
-      connection.discarded_ += static_cast<std::uint32_t>(std::min<std::size_t>(size, UINT32_MAX - connection.discarded_));
+      count_discarded(connection, size);
     } else {
-      deliver(core, connection, size);
+      if (connection.has(Connection::awaits_message)) message_begins(core, connection);
+      if (connection.has(Connection::has_tail)) {
+        count_received(core, connection, size);
+        deliver_with_tail(core, connection, size);
+      } else {
+        deliver(core, connection, size);
+      }
     }
-    if (connection.stage_ != Connection::Stage::open || (plain && size < core.options.receive_buffer_bytes)) return;
+    if (connection.stage_ != Connection::Stage::open || connection.has(held)) return;
+    if (drained_when_short && size < core.options.receive_buffer_bytes) {
+      if (connection.has(Connection::tail_wanted)) core.ready_later(connection, {Readiness::readable});
+      return;
+    }
     if (--reads == 0) return core.ready_later(connection, readiness);  // more may be there, and others wait
   }
 }
@@ -111,6 +134,8 @@ inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, 
     } else {
       receive(core, connection, readiness, returned);
     }
+  } else if (connection.has(held)) {
+    hear_while_held(core, connection, readiness);
   } else if (worth_receiving(connection, readiness)) {
     receive(core, connection, readiness, read_some(core, connection));
   }
@@ -153,7 +178,14 @@ bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness
 }
 
 void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
-  switch (classify_receive(returned)) {
+  const ReceiveOutcome outcome = classify_receive(returned);
+  const bool over = outcome != ReceiveOutcome::no_data || connection.has(Connection::error_latched);
+  if (connection.has(Connection::has_tail) && (over || connection.has(Connection::tail_wanted))) {
+    over ? offer_last(core, connection) : deliver_with_tail(core, connection, 0);
+    if (connection.stage_ != Connection::Stage::open) return;
+  }
+  connection.clear(over ? 0U : static_cast<unsigned>(Connection::tail_wanted));
+  switch (outcome) {
     case ReceiveOutcome::no_data:
       ++core.counters.empty_receives;
       if (connection.has(Connection::error_latched)) stream_error(core, connection);
@@ -162,11 +194,8 @@ void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Re
       if (readiness.any_of(Readiness::error) && !connection.has(Connection::error_latched)) {
         // A reset behind the peer's FIN never reaches recv; SO_ERROR has it. Soft errors of the path, which it may have too, are
         // no end.
-        int error = 0;
-        socklen_t length = sizeof error;
-        if (sys::get_option(connection.descriptor_, SOL_SOCKET, SO_ERROR, &error, &length) == 0 &&
-            (is_reset(error) || error == ETIMEDOUT))
-          latch_error(connection, error, number(Operation::recv));
+        const int error = socket_error(connection.descriptor_);
+        if (is_reset(error) || error == ETIMEDOUT) latch_error(connection, error, number(Operation::recv));
         if (connection.has(Connection::error_latched)) connection.set(Connection::peer_finished);
       }
       return connection.has(Connection::error_latched) ? stream_error(core, connection) : peer_end(core, connection);
@@ -185,7 +214,11 @@ bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes by
     return false;
   }
   connection.queued_bytes_ += static_cast<std::uint32_t>(bytes.size());
-  if (connection.queued_bytes_ > connection.policy_->high_mark) connection.set(Connection::above_high_mark);
+  if (connection.queued_bytes_ <= connection.policy_->high_mark) return true;
+  connection.set(Connection::above_high_mark);
+  // No memory to hold reading: the bound on the queue still holds.
+  if (connection.policy_->pauses_when_backlogged && !connection.has(Connection::backlogged | Connection::closing))
+    (void)hold_reading(core, connection, Connection::backlogged);
   return true;
 }
 
@@ -312,6 +345,7 @@ void ConnectionLife::write_out(ReactorCore& core, Connection& connection) {
   if (!connection.has(Connection::stalled)) send_queued(core, connection);
   if (connection.has(Connection::above_high_mark) && connection.queued_bytes_ <= connection.policy_->low_mark) {
     connection.clear(Connection::above_high_mark);
+    release_reading(core, connection, Connection::backlogged);
     const HandlerThunks& handler = *connection.policy_->handler;
     if (handler.on_send_drained != nullptr && !connection.has(Connection::closing | Connection::finish_wanted)) {
       core.refilling = &connection;

@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstdint>
 
+#include "connection_side.hpp"
 #include "reactor_core.hpp"
 #include "vigil/connection.hpp"
 #include "vigil/timeouts.hpp"
@@ -24,6 +25,8 @@ struct ConnectionPolicy {
   std::uint32_t backlog_bytes_max = 0;
   std::uint32_t high_mark = 0;
   std::uint32_t low_mark = 0;
+  std::uint32_t message_bytes_max = 0;
+  bool pauses_when_backlogged = false;
   const HandlerThunks* handler = nullptr;
   SourceSlab* slab = nullptr;
   Timeouts timeouts;   // every kind valued
@@ -40,21 +43,30 @@ struct ConnectionPolicy {
 };
 
 /// Bounds and marks as the options give them.
-struct BacklogBounds {
-  std::size_t bytes_max, high_mark, low_mark;
+struct StreamBounds {
+  std::size_t backlog_bytes_max, high_mark, low_mark;
+  WhenBacklogged when_backlogged;
+  std::size_t message_bytes_max;
 };
 /// Makes `policy`, or makes it anew if the process's timeouts have changed since. Error{operation, EINVAL, which option}.
 [[nodiscard]] Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
-                                          const BacklogBounds& bounds, const Timeouts& own_layer, const char* operation);
+                                          const StreamBounds& bounds, const Timeouts& own_layer, const char* operation);
 
 /// The operations a record may name, by their number in a connection.
-enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept };
+enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept, on_receive, open };
 constexpr std::uint8_t number(Operation operation) { return static_cast<std::uint8_t>(operation); }
 
 /// Connection::send_progress_ while no byte of ours is on its way. No reading of a clock that counts from boot.
 inline constexpr Instant nothing_outstanding{};
 
 inline bool is_reset(int error_number) { return error_number == ECONNRESET || error_number == EPIPE; }
+
+/// What stands in the slot between the connection and its handler: asked when it begins and when it ends.
+struct ConnectionBirth {
+  PeerAddress peer;
+  Instant made_at{};    // accepted or attempted
+  Instant opened_at{};  // established
+};
 
 struct ConnectionLife {
   using Construct = Callback<void(void* storage, Connection&)>;
@@ -79,10 +91,12 @@ struct ConnectionLife {
   // Where readiness becomes outcomes.
   static void exchange(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static bool is_plain(const Connection& connection, Readiness readiness);
+  [[nodiscard]] static bool is_drained_when_short(const Connection& connection, Readiness readiness);
   [[nodiscard]] static ssize_t read_some(ReactorCore& core, const Connection& connection);
   static void receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void deliver(ReactorCore& core, Connection& connection, std::size_t size);
   static void count_received(ReactorCore& core, Connection& connection, std::size_t size);
+  static void count_discarded(Connection& connection, std::uint64_t size);
   [[nodiscard]] static bool worth_receiving(Connection& connection, Readiness readiness);
   static void heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void write_ready(ReactorCore& core, Connection& connection, Readiness readiness);
@@ -94,6 +108,22 @@ struct ConnectionLife {
   static void keep_gathered(ReactorCore& core, Connection& connection, ssize_t returned, std::size_t size);
   static void stall(ReactorCore& core, Connection& connection);
   static void confirm_connect(ReactorCore& core, Connection& connection, Readiness readiness);
+
+  // Reading held, and bytes left by on_receive.
+  static constexpr unsigned held = Connection::paused | Connection::backlogged;
+  [[nodiscard]] static bool hold_reading(ReactorCore& core, Connection& connection, unsigned cause);
+  static void release_reading(ReactorCore& core, Connection& connection, unsigned causes);
+  static void hear_while_held(ReactorCore& core, Connection& connection, Readiness readiness);
+  [[nodiscard]] static short ended_by_now(const Connection& connection);
+  [[nodiscard]] static bool end_with_gone_peer(ReactorCore& core, Connection& connection, short seen);
+  static void close_unread(ReactorCore& core, Connection& connection);
+  static void deliver_with_tail(ReactorCore& core, Connection& connection, std::size_t size);
+  static void offer_last(ReactorCore& core, Connection& connection);
+  static void keep_tail(Connection& connection, Bytes bytes, std::size_t consumed);
+
+  // Rare state; null: no memory.
+  [[nodiscard]] static ConnectionSide* side_of(ReactorCore& core, Connection& connection);
+  static void drop_side(ReactorCore& core, Connection& connection);
 
   // What the stream said.
   static void peer_end(ReactorCore& core, Connection& connection);
@@ -115,9 +145,22 @@ struct ConnectionLife {
   [[nodiscard]] static Timeout send_timeout(const Connection& connection);
   [[nodiscard]] static bool send_clock_runs(const Connection& connection);
   static void rearm(ReactorCore& core, Connection& connection);
-  static void expire(Connection& connection, Deadline kind);
+  static void expire(ReactorCore& core, Connection& connection, Deadline kind);
+  [[nodiscard]] static Instant next_look(const ReactorCore& core, const Connection& connection);
+  [[nodiscard]] static Instant receive_counts_from(const Connection& connection);
+  [[nodiscard]] static bool receive_clocks_run(const Connection& connection);
+  [[nodiscard]] static bool watches_sending(const Connection& connection);
+  [[nodiscard]] static bool allows_more_time(ReactorCore& core, Connection& connection, Deadline kind);
+  static void forgive(ReactorCore& core, Connection& connection, Duration late);
   static void start_send_clock(ReactorCore& core, Connection& connection);
+  static void sending_watch_changed(ReactorCore& core, Connection& connection);
   static void sample_progress(ReactorCore& core, Connection& connection);
+
+  // Messages and rates.
+  [[nodiscard]] static Instant message_began(const Connection& connection);
+  static void message_begins(ReactorCore& core, Connection& connection);
+  static void start_windows(ReactorCore& core, Connection& connection);
+  static void roll_windows(ReactorCore& core, Connection& connection);
 
   // Sending.
   [[nodiscard]] static bool enqueue(ReactorCore& core, Connection& connection, Bytes bytes);
@@ -128,7 +171,12 @@ struct ConnectionLife {
   [[nodiscard]] static void* handler_of(Connection& connection) {
     return reinterpret_cast<std::byte*>(&connection) + connection.policy_->handler_offset;
   }
-  [[nodiscard]] static PeerAddress& peer_of(Connection& connection) { return *reinterpret_cast<PeerAddress*>(&connection + 1); }
+  [[nodiscard]] static ConnectionBirth& birth_of(Connection& connection) {
+    return *reinterpret_cast<ConnectionBirth*>(&connection + 1);
+  }
+  [[nodiscard]] static const ConnectionBirth& birth_of(const Connection& connection) {
+    return *reinterpret_cast<const ConnectionBirth*>(&connection + 1);
+  }
   [[nodiscard]] static std::uint64_t in_flight(const Connection& connection);
   [[nodiscard]] static CloseRecord record_of(ReactorCore& core, Connection& connection);
   [[nodiscard]] static bool own_policy(Connection& connection);
@@ -136,7 +184,7 @@ struct ConnectionLife {
   static Source* construct_slot(void* slot);
   static Connection& over();
   static constexpr std::size_t handler_offset(std::size_t alignment) {
-    return (sizeof(Connection) + sizeof(PeerAddress) + alignment - 1) / alignment * alignment;
+    return (sizeof(Connection) + sizeof(ConnectionBirth) + alignment - 1) / alignment * alignment;
   }
   static const SourceOperations operations;
 };

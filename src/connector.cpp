@@ -21,7 +21,8 @@ Result<ConnectionHandle> ConnectorBase::connect(std::string_view address) {
 
 Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
   if (auto usable = core_->usable("connect"); !usable) return usable.error();
-  const BacklogBounds bounds{options_.backlog_bytes_max, options_.backlog_high_mark_bytes, options_.backlog_low_mark_bytes};
+  const StreamBounds bounds{options_.backlog_bytes_max, options_.backlog_high_mark_bytes, options_.backlog_low_mark_bytes,
+                            options_.when_backlogged, options_.message_bytes_max};
   if (auto made = refresh_policy(policy_, *core_, *setup_->handler, bounds, options_.timeouts, "connect"); !made)
     return made.error();
   if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();

@@ -55,7 +55,8 @@ struct ListenerLife {
 
   static Result<void> refresh(ReactorCore& core, ListenerSource& listener) {
     const ListenerOptions& options = listener.options;
-    const BacklogBounds bounds{options.backlog_bytes_max, options.backlog_high_mark_bytes, options.backlog_low_mark_bytes};
+    const StreamBounds bounds{options.backlog_bytes_max, options.backlog_high_mark_bytes, options.backlog_low_mark_bytes,
+                              options.when_backlogged, options.message_bytes_max};
     return refresh_policy(listener.policy, core, *listener.setup.handler, bounds, options.timeouts, "listen");
   }
 

@@ -127,7 +127,8 @@ ReactorCore::ReactorCore(const ReactorOptions& given)
       poller(options.events_per_wait),
       wheel(sys::monotonic_now(), options.tick),
       now(sys::monotonic_now()),
-      receive_buffer(new std::byte[options.receive_buffer_bytes]),
+      receive_storage(new std::byte[2 * options.receive_buffer_bytes]),
+      receive_buffer(receive_storage.get() + options.receive_buffer_bytes),
       gather_buffer(new std::byte[options.gather_buffer_bytes]),
       reserve_descriptor(sys::reserve_open()),
       link(std::make_shared<Registration::Link>(Registration::Link{this})),
@@ -300,6 +301,7 @@ Instant ReactorCore::wait_end() {
 }
 
 void ReactorCore::count_delay(Duration delay) {
+  if (delay >= stall_length) last_stall = now;
   counters.loop_delay_ns_total += static_cast<std::uint64_t>(delay.count());
   counters.loop_delay_ns_max = std::max(counters.loop_delay_ns_max, static_cast<std::uint64_t>(delay.count()));
 }

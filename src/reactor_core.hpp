@@ -16,6 +16,7 @@
 #include <thread>
 #include <vector>
 
+#include "block_pool.hpp"
 #include "epoll_poller.hpp"
 #include "send_queue.hpp"
 #include "source_slab.hpp"
@@ -52,7 +53,13 @@ struct ReactorCore {
     return now;
   }
   /// `*stamp` gets the time of the next clock reading. It must stay where it is until then (slots do: they are reclaimed later).
+  /// Once for each source: dispatched() keeps room for it.
   void stamp_soon(Instant* stamp) { stamps[stamps_wanted++] = stamp; }
+  /// Any number of times.
+  void stamp_soon_if_room(Instant* stamp) {
+    if (stamps_wanted == stamps.size()) read_clock();
+    stamp_soon(stamp);
+  }
   /// After each dispatched source: keeps stamps from growing old, and room for the next source's.
   void dispatched() {
     if (stamps_wanted == stamps.size()) read_clock();
@@ -110,7 +117,8 @@ struct ReactorCore {
   std::array<Instant*, 8> stamps;
   std::size_t stamps_wanted = 0;
 
-  std::unique_ptr<std::byte[]> receive_buffer;
+  std::unique_ptr<std::byte[]> receive_storage;
+  std::byte* receive_buffer;  // its second half; bytes left by on_receive are put right before what follows them
   std::unique_ptr<std::byte[]> gather_buffer;
   std::size_t gathered = 0;
   const Source* gathering = nullptr;
@@ -118,6 +126,8 @@ struct ReactorCore {
   int direct_sends_left = 0;  // of the source being dispatched, or of all callbacks of the turn's later phases: then they queue
   const Source* refilling = nullptr;  // is in its on_send_drained: what it queues now leaves in the next turn
   SendChunkPool chunks;
+  static constexpr std::size_t side_block_bytes = 192;
+  BlockPool sides{side_block_bytes, 1024};
   ReactorCounters counters;
 
   // Why a turn must do more than wait and dispatch. One byte, so that a plain turn asks once.
@@ -129,6 +139,10 @@ struct ReactorCore {
   std::uint8_t attention = clock_is_old | wheel_changed;
   void attend(unsigned why) { attention = static_cast<std::uint8_t>(attention | why); }
   [[nodiscard]] bool attends(unsigned why) const { return (attention & why) != 0; }
+
+  /// A single delay of the loop that is worth forgiving peers: nobody can tell what they would have sent meanwhile.
+  static constexpr Duration stall_length = std::chrono::milliseconds(100);
+  Instant last_stall{};  // when the last such delay ended
 
   bool in_turn = false;
   bool running = false;

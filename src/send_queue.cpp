@@ -7,39 +7,6 @@
 
 namespace vigil {
 
-SendChunkPool::~SendChunkPool() {
-  assert(in_use_ == 0);
-  while (free_ != nullptr) {
-    SendChunk* next = free_->next;
-    ::operator delete(free_);
-    free_ = next;
-  }
-}
-
-SendChunk* SendChunkPool::take() {
-  void* memory = free_;
-  if (free_ != nullptr) {
-    free_ = free_->next;
-    --kept_;
-  } else {
-    memory = ::operator new(SendChunk::chunk_bytes, std::nothrow);
-    if (memory == nullptr) return nullptr;
-  }
-  ++in_use_;
-  return ::new (memory) SendChunk;
-}
-
-void SendChunkPool::give_back(SendChunk* chunk) {
-  --in_use_;
-  if (kept_ == kept_max) {
-    ::operator delete(chunk);
-    return;
-  }
-  chunk->next = free_;
-  free_ = chunk;
-  ++kept_;
-}
-
 namespace send_queue {
 
 bool append(SendChunkPool& pool, SendChunk*& queue, Bytes bytes) {

@@ -1,4 +1,5 @@
-// Bytes the kernel did not take: a connection's list of chunks, drawn from its reactor's pool.
+// Bytes that wait: a connection's list of chunks, drawn from its reactor's pool. What the kernel did not take, and what
+// on_receive left.
 //
 // Thread: the reactor's. A queue is one pointer in its connection (null: empty) so that an idle one owns nothing; who holds it
 // counts its bytes. A chunk belongs to exactly one queue, or to the pool.
@@ -6,7 +7,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <new>
 
+#include "block_pool.hpp"
 #include "sys/sys.hpp"
 #include "vigil/bytes.hpp"
 
@@ -26,23 +29,18 @@ struct SendChunk {
 
 constexpr std::size_t SendChunk::capacity() { return chunk_bytes - sizeof(SendChunk); }
 
-/// Keeps a bounded number of free chunks at hand; more go back to the allocator.
 class SendChunkPool {
  public:
-  SendChunkPool() = default;
-  ~SendChunkPool();
-  SendChunkPool(const SendChunkPool&) = delete;
-  SendChunkPool& operator=(const SendChunkPool&) = delete;
-
-  [[nodiscard]] SendChunk* take();  ///< null: out of memory
-  void give_back(SendChunk* chunk);
-  [[nodiscard]] std::size_t in_use() const { return in_use_; }
+  [[nodiscard]] SendChunk* take() {  ///< null: out of memory
+    void* block = blocks_.take();
+    return block == nullptr ? nullptr : ::new (block) SendChunk;
+  }
+  void give_back(SendChunk* chunk) { blocks_.give_back(chunk); }
+  [[nodiscard]] std::size_t in_use() const { return blocks_.in_use(); }
 
  private:
   static constexpr std::size_t kept_max = 64;  // 1 MiB
-  SendChunk* free_ = nullptr;
-  std::size_t kept_ = 0;
-  std::size_t in_use_ = 0;
+  BlockPool blocks_{SendChunk::chunk_bytes, kept_max};
 };
 
 namespace send_queue {

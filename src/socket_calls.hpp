@@ -99,6 +99,13 @@ inline void close_with_reset(int descriptor) {
   sys::close(descriptor);
 }
 
+/// SO_ERROR, which the kernel hands out once; 0: none.
+[[nodiscard]] inline int socket_error(int descriptor) {
+  int error = 0;
+  socklen_t length = sizeof error;
+  return sys::get_option(descriptor, SOL_SOCKET, SO_ERROR, &error, &length) == 0 ? error : 0;
+}
+
 /// An address as the kernel takes it.
 struct SocketAddress {
   sockaddr_storage storage{};

@@ -17,12 +17,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Includes only point down, or to the same layer without a circle. One concept is one stem, whichever directory it stands in.
 LAYERS = [
-    ("values", "result error time timeouts address slab timer_wheel close_record bytes callback heartbeat_options verdict"),
+    ("values", "result error time timeouts address slab block_pool timer_wheel close_record bytes callback heartbeat_options verdict"),
     ("system calls", "sys vigil_sys"),
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls send_queue"),
     ("reactor", "reactor reactor_core mailbox"),
-    ("connections", "handler callback_names connection connection_life connection_exchange connection_deadlines connection_end listener connector"),
+    ("connections", "handler callback_names connection connection_life connection_side connection_exchange connection_reading connection_deadlines connection_messages connection_end listener connector"),
     ("heartbeat", "heartbeat"),
     ("server", "server"),
     ("everything", "vigil"),

@@ -19,8 +19,9 @@ using vigil::Duration;
 using vigil::Timeout;
 using vigil::Timeouts;
 
-constexpr Deadline all_kinds[] = {Deadline::connect, Deadline::accept, Deadline::first_byte,
-                                  Deadline::receive, Deadline::send,   Deadline::drain};
+constexpr Deadline all_kinds[] = {Deadline::connect, Deadline::accept, Deadline::first_byte, Deadline::receive,
+                                  Deadline::message, Deadline::send,   Deadline::drain};
+constexpr Deadline all_rates[] = {Deadline::receive_rate, Deadline::send_rate};
 
 static_assert(sizeof(Timeout) == 8);
 static_assert(Timeout().is_inherit() && vigil::inherit.is_inherit() && !vigil::inherit.is_never());
@@ -111,8 +112,20 @@ TEST_CASE("each kind of deadline has its own member and name") {
   Duration duration = 1s;
   for (const Deadline kind : all_kinds) timeouts.of(kind) = duration++;
 
-  CHECK(timeouts == Timeouts{1s, 1s + 1ns, 1s + 2ns, 1s + 3ns, 1s + 4ns, 1s + 5ns});
+  timeouts.rate_of(Deadline::receive_rate).bytes_per_second = 1;
+  timeouts.rate_of(Deadline::send_rate).bytes_per_second = 2;
+
+  CHECK(timeouts == Timeouts{.connect = 1s,
+                             .accept = 1s + 1ns,
+                             .first_byte = 1s + 2ns,
+                             .receive = 1s + 3ns,
+                             .message = 1s + 4ns,
+                             .receive_rate = {.bytes_per_second = 1},
+                             .send = 1s + 5ns,
+                             .send_rate = {.bytes_per_second = 2},
+                             .drain = 1s + 6ns});
   CHECK(vigil::to_string(Deadline::first_byte) == std::string_view("first_byte"));
+  CHECK(vigil::to_string(Deadline::receive_rate) == std::string_view("receive_rate"));
   CHECK(vigil::to_string(Deadline::drain) == std::string_view("drain"));
 }
 
@@ -126,6 +139,37 @@ TEST_CASE("built in, a drain takes 5 s and everything else waits for ever") {
     } else {
       CHECK(timeouts.of(kind).is_never());
     }
+  }
+  for (const Deadline kind : all_rates) CHECK(timeouts.rate_of(kind).is_never());
+}
+
+TEST_CASE("a rate is layered as a whole: bytes, window and grace of the nearest that has one") {
+  const vigil::Rate slow{.bytes_per_second = 10, .window = 2s, .grace = 1s};
+
+  CHECK(vigil::over({}, {.receive_rate = slow}).receive_rate == slow);
+  CHECK(vigil::over({.receive_rate = vigil::Rate::never()}, {.receive_rate = slow}).receive_rate.is_never());
+  CHECK(vigil::over({.receive_rate = {.bytes_per_second = 20}}, {.receive_rate = slow}).receive_rate.window == 1s);
+}
+
+TEST_CASE("the bytes of a window are rounded up, at least one, and never wrap round") {
+  CHECK(vigil::Rate{.bytes_per_second = 100}.bytes_per_window() == 100);
+  CHECK(vigil::Rate{.bytes_per_second = 100, .window = 25ms}.bytes_per_window() == 3);
+  CHECK(vigil::Rate{.bytes_per_second = 1, .window = 1ms}.bytes_per_window() == 1);
+  CHECK(vigil::Rate{.bytes_per_second = UINT64_MAX - 1, .window = vigil::longest_timeout}.bytes_per_window() == UINT64_MAX);
+}
+
+TEST_CASE("a rate's window and grace have a range, whatever the rate") {
+  for (const Deadline kind : all_rates) {
+    const auto accepted = [kind](const vigil::Rate& rate) {
+      Timeouts timeouts;
+      timeouts.rate_of(kind) = rate;
+      return bool(vigil::validate(timeouts, "test"));
+    };
+    CHECK(accepted({.bytes_per_second = 1, .window = 1ms, .grace = 0ms}));
+    CHECK_FALSE(accepted({.bytes_per_second = 1, .window = 999us}));
+    CHECK_FALSE(accepted({.bytes_per_second = 1, .window = vigil::longest_timeout + 1ns}));
+    CHECK_FALSE(accepted({.bytes_per_second = 1, .grace = -1ns}));
+    CHECK_FALSE(accepted({.bytes_per_second = 1, .grace = vigil::longest_timeout + 1ns}));
   }
 }
 
@@ -172,7 +216,9 @@ TEST_SUITE("threads") {
     std::thread writer([] {
       for (int round = 1; round <= rounds; ++round) {
         const Timeout timeout = std::chrono::milliseconds(round);
-        (void)vigil::set_default_timeouts({timeout, timeout, timeout, timeout, timeout, timeout});
+        Timeouts timeouts = vigil::default_timeouts();
+        for (const Deadline kind : all_kinds) timeouts.of(kind) = timeout;
+        (void)vigil::set_default_timeouts(timeouts);
       }
     });
 

@@ -27,6 +27,8 @@ namespace vigil::callback_names {
 VIGIL_NAMES_MEMBER(on_open)
 VIGIL_NAMES_MEMBER(on_send_drained)
 VIGIL_NAMES_MEMBER(on_peer_finished)
+VIGIL_NAMES_MEMBER(on_peer_gone_while_paused)
+VIGIL_NAMES_MEMBER(on_deadline)
 VIGIL_NAMES_MEMBER(on_accept_timed_out)
 VIGIL_NAMES_MEMBER(on_accept_paused)
 VIGIL_NAMES_MEMBER(on_accept_resumed)

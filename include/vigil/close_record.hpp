@@ -35,13 +35,17 @@ enum class CloseReason : std::uint8_t {
   accept_shed,           ///< accepted only to be closed: no descriptor or memory was left for it
   first_byte_timed_out,  ///< not a single byte within the first_byte deadline
   receive_timed_out,     ///< no byte for as long as the receive deadline allows
+  message_timed_out,     ///< a message had begun and did not end within the message deadline
+  receive_too_slow,      ///< in a full window fewer bytes were received than receive_rate asks for
   send_timed_out,        ///< bytes were outstanding and the peer acknowledged none for as long as the send deadline allows
-  drain_timed_out,       ///< the peer finished, and its handler neither sent nor closed within the drain deadline
-  network_timed_out,     ///< the kernel gave up: keepalive, user timeout or retransmissions went unanswered (ETIMEDOUT)
-  network_unreachable,   ///< the kernel lost the way to the peer (EHOSTUNREACH, ENETUNREACH, ...)
-  backlog_full,          ///< a send would have passed backlog_bytes_max
-  server_stopping,       ///< shutdown() or the reactor's end closed it
-  system_error,          ///< an operation failed in a way that none of the above describes; errno and operation tell
+  send_too_slow,    ///< in a full window the peer acknowledged fewer bytes than send_rate asks for, though more were outstanding
+  drain_timed_out,  ///< the peer finished, and its handler neither sent nor closed within the drain deadline
+  network_timed_out,    ///< the kernel gave up: keepalive, user timeout or retransmissions went unanswered (ETIMEDOUT)
+  network_unreachable,  ///< the kernel lost the way to the peer (EHOSTUNREACH, ENETUNREACH, ...)
+  backlog_full,         ///< a send would have passed backlog_bytes_max
+  message_too_large,    ///< on_receive left more bytes unconsumed than message_bytes_max
+  server_stopping,      ///< shutdown() or the reactor's end closed it
+  system_error,         ///< an operation failed in a way that none of the above describes; errno and operation tell
 };
 
 /// Who caused the end: this program, the peer, something between, or a limit this program set.
@@ -75,7 +79,7 @@ struct CloseRecord {
   std::optional<std::uint64_t> unacknowledged;  ///< of those, bytes the peer's kernel had not acknowledged, where known
   std::uint64_t unsent = 0;                     ///< bytes given to send() the kernel never took
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
-  std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive was not given: they came while closing
+  std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive did not consume, or that came while closing
 
   Duration age{};      ///< from open (or from connect()) to the end
   Duration silence{};  ///< from the last byte received (or from open) to the end

@@ -30,7 +30,14 @@ namespace vigil {
 class ConnectionHandle;
 class Reactor;
 struct ConnectionPolicy;
+struct ConnectionSide;
 struct SendChunk;
+
+/// What a queue above its high mark does to reading.
+enum class WhenBacklogged : std::uint8_t {
+  close,         ///< nothing: a send that would pass backlog_bytes_max ends the connection
+  pause_reading  ///< nothing more is received until it has fallen to the low mark; the bound still holds
+};
 
 class Connection final : private Source {
  public:
@@ -59,11 +66,34 @@ class Connection final : private Source {
   /// or connector's value.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
+  /// The same for receive_rate and send_rate; a window under way begins anew. {set rate, EINVAL}: out of range, or no rate.
+  Result<void> set_rate(Deadline kind, const Rate& rate);
+
+  /// Receives nothing until resume_reading(); what the peer sends waits in the kernel and holds it back in the end. Receive-side
+  /// deadlines stand still. The peer's end or reset is told by on_peer_gone_while_paused, once; its record follows after
+  /// resume_reading() has delivered what the kernel holds, or at once when the handler closes. A second call changes nothing.
+  /// {pause reading, EPIPE}: closing or over; ENOMEM.
+  Result<void> pause_reading();
+  /// Receiving goes on in the next turn; bytes left by on_receive are handed over again. A no-op while not paused.
+  Result<void> resume_reading();
+  /// Hands over again what on_receive left, in the next turn, without waiting for more. A no-op where nothing was left, or while
+  /// reading is paused.
+  Result<void> receive_again();
+  /// Inside on_receive: the peer's end is behind these bytes; what is left of them now counts as unconsumed.
+  [[nodiscard]] bool is_final() const { return has(final_bytes); }
+
+  /// Marks where a message begins, if not at the first byte received after end_message() (bytes left by on_receive begin one
+  /// too), and where it ends: the message and receive_rate deadlines run between. {begin message, end message}: EPIPE closing or
+  /// over; ENOMEM.
+  Result<void> begin_message();
+  Result<void> end_message();
+
   [[nodiscard]] ConnectionHandle handle();
   [[nodiscard]] Address peer() const;                   ///< also after the end; unspecified address on a stale handle
   [[nodiscard]] Result<Address> local_address() const;  ///< asks the kernel
   [[nodiscard]] int descriptor() const;                 ///< for reading socket options; -1 once over
   [[nodiscard]] bool is_open() const;                   ///< established, our end not under way: send() may be called
+  [[nodiscard]] bool is_reading_paused() const { return has(paused); }  ///< by pause_reading(), not for a backlog
   [[nodiscard]] std::uint64_t received() const { return received_; }
   [[nodiscard]] std::uint64_t handed_to_kernel() const { return handed_to_kernel_; }
   [[nodiscard]] std::size_t backlog_bytes() const;  ///< given to send() and not yet handed to the kernel
@@ -83,50 +113,57 @@ class Connection final : private Source {
   friend struct ConnectionCheck;
 
   enum class Stage : std::uint8_t { vacant, connecting, open, ended };
-  enum Flag : std::uint16_t {
-    tcp = 1,                 // a short read has drained it
-    end_hinted = 2,          // the poller told of an end or an error: read until recv says so
-    stalled = 4,             // the kernel's buffer is full: wait for writable
-    finish_wanted = 8,       // our end follows the queue
-    end_sent = 16,           // it was sent
-    closing = 32,            // the reason is settled; received bytes are discarded
-    draining = 64,           // closing took longer than the call or event that began it
-    peer_finished = 128,     // recv answered 0
-    error_latched = 256,     // error_ holds what a send was told; reads go on until the stream's end
-    reset_wanted = 512,      // close with RST
-    was_open = 1024,         // on_open was told
-    above_high_mark = 2048,  // the queue passed the high mark and has not fallen to the low one
-    lingering = 4096,        // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    close_called = 8192,     // by the user or a shutdown: what follows is told in cut_short_
-    fin_counts = 16384,      // the kernel took our end: it counts as one unacknowledged byte
-    is_established = 32768,  // stage_ is open: asked together with the others by what is hot
+  enum Flag : std::uint32_t {
+    tcp = 1,                   // a short read has drained it
+    end_hinted = 2,            // the poller told of an end or an error: read until recv says so
+    stalled = 4,               // the kernel's buffer is full: wait for writable
+    finish_wanted = 8,         // our end follows the queue
+    end_sent = 16,             // it was sent
+    closing = 32,              // the reason is settled; received bytes are discarded
+    draining = 64,             // closing took longer than the call or event that began it
+    peer_finished = 128,       // recv answered 0
+    error_latched = 256,       // error_ holds what a send was told; reads go on until the stream's end
+    reset_wanted = 512,        // close with RST
+    was_open = 1024,           // on_open was told
+    above_high_mark = 2048,    // the queue passed the high mark and has not fallen to the low one
+    lingering = 4096,          // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
+    close_called = 8192,       // by the user or a shutdown: what follows is told in cut_short_
+    fin_counts = 16384,        // the kernel took our end: it counts as one unacknowledged byte
+    is_established = 32768,    // stage_ is open: asked together with the others by what is hot
+    paused = 1 << 16,          // reading is held by the user ...
+    backlogged = 1 << 17,      // ... and by a queue above the high mark, where the options say so
+    gone_told = 1 << 18,       // on_peer_gone_while_paused was due: the peer's end waits to be read
+    has_tail = 1 << 19,        // side_->tail holds what on_receive left
+    tail_wanted = 1 << 20,     // ... and it is to be handed over even if nothing follows
+    final_bytes = 1 << 21,     // on_receive is given the tail for the last time
+    awaits_message = 1 << 22,  // between two messages: the next byte begins one
   };
 
   Connection() = default;
   ~Connection() = default;
 
   [[nodiscard]] bool has(unsigned flags) const { return (flags_ & flags) != 0; }
-  void set(unsigned flags) { flags_ = static_cast<std::uint16_t>(flags_ | flags); }
-  void clear(unsigned flags) { flags_ = static_cast<std::uint16_t>(flags_ & ~flags); }
+  void set(unsigned flags) { flags_ |= flags; }
+  void clear(unsigned flags) { flags_ &= ~flags; }
   [[nodiscard]] void* handler_storage();
 
   Stage stage_ = Stage::vacant;
-  std::uint16_t flags_ = 0;
-  std::uint32_t queued_bytes_ = 0;
+  CutShort cut_short_ = CutShort::none;
+  CloseReason reason_ = CloseReason::local_close;
+  std::uint32_t flags_ = 0;
   ConnectionPolicy* policy_ = nullptr;  // shared by all connections of a listener or connector, counted
-  Instant last_received_{};             // or opened_at_ before the first byte
+  Instant last_received_{};             // or when it was opened, before the first byte
   std::uint64_t received_ = 0;
   std::uint64_t handed_to_kernel_ = 0;
   SendChunk* queue_ = nullptr;
-  Instant send_progress_{};  // since when nothing was acknowledged; `clear`: nothing outstanding; never_due: no send deadline
-  Instant opened_at_{};
+  ConnectionSide* side_ = nullptr;  // what few connections need; null until needed
+  Instant send_progress_{};         // since when nothing was acknowledged; `clear`: nothing outstanding; never_due: not looked at
   Instant drain_began_ = never_due;
+  std::uint32_t queued_bytes_ = 0;
   std::uint32_t acknowledged_ = 0;  // low half of the count at the last sample
+  std::uint32_t discarded_ = 0;     // received and not consumed; stays at the most it can count
   std::int16_t error_ = 0;
   std::uint8_t operation_ = 0;
-  CloseReason reason_ = CloseReason::local_close;
-  CutShort cut_short_ = CutShort::none;
-  std::uint32_t discarded_ = 0;  // received while closing; stays at the most it can count
 };
 
 // A connection is two cache lines; what a listener's connections share is behind policy_.

@@ -31,6 +31,8 @@ struct ConnectorOptions {
   std::size_t backlog_bytes_max = 16 * 1024 * 1024;  ///< as ListenerOptions
   std::size_t backlog_high_mark_bytes = 1024 * 1024;
   std::size_t backlog_low_mark_bytes = 256 * 1024;
+  WhenBacklogged when_backlogged = WhenBacklogged::close;
+  std::size_t message_bytes_max = 0;
   std::optional<Address> source{};  ///< bind here before connecting; port 0: any
 };
 

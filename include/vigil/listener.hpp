@@ -38,9 +38,11 @@ struct ListenerOptions {
   std::size_t backlog_bytes_max = 16 * 1024 * 1024;   ///< hard bound on one send() and all that waits before it; up to 4 GiB - 1
   std::size_t backlog_high_mark_bytes = 1024 * 1024;  ///< on_send_drained comes after the queue passed this ...
   std::size_t backlog_low_mark_bytes = 256 * 1024;    ///< ... and has fallen to this
-  int accept_queue = 4096;                            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
-  bool reuse_port = false;                            ///< SO_REUSEPORT: several listeners share the address
-  bool v6_only = true;                                ///< an IPv6 listener takes no IPv4 connections
+  WhenBacklogged when_backlogged = WhenBacklogged::close;
+  std::size_t message_bytes_max = 0;  ///< the most on_receive may leave; 0: the reactor's receive_buffer_bytes, also the most
+  int accept_queue = 4096;            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
+  bool reuse_port = false;            ///< SO_REUSEPORT: several listeners share the address
+  bool v6_only = true;                ///< an IPv6 listener takes no IPv4 connections
 };
 
 /// What belongs to no connection. An events object has any of these members, found by name; one that can't be called like this

@@ -1,11 +1,13 @@
-// Timeouts: how long each kind of waiting may take, and the layers they come from.
+// Timeouts: how long each kind of waiting may take, how slow a stream may be, and the layers these come from.
 //
-// A Timeout is a duration, `never`, or `inherit` (ask the next layer). The layers, the nearest wins: connection or socket,
-// listener or connector, reactor, process. Built in at the process: drain 5 s, every other kind never.
+// A Timeout is a duration, `never`, or `inherit` (ask the next layer); a Rate is a bound, none, or inherits likewise. The layers,
+// the nearest wins: connection or socket, listener or connector, reactor, process. Built in at the process: drain 5 s, every
+// other kind never.
 //
 // Thread: Timeout and Timeouts are plain values; the process's own are read and replaced from any thread.
 //
-//   vigil::Timeouts timeouts{.receive = 30s, .send = vigil::never};    // the kinds not named inherit
+//   vigil::Timeouts timeouts{.receive = 30s, .receive_rate = {.bytes_per_second = 100}, .send = vigil::never};   // others
+//   inherit
 //
 //   auto process = vigil::default_timeouts();                          // a copy with every kind valued
 //   process.receive = 60s;
@@ -84,32 +86,65 @@ inline constexpr Timeout never = Timeout::never();  ///< wait for as long as it 
 inline constexpr Duration shortest_timeout = std::chrono::milliseconds(1);
 inline constexpr Duration longest_timeout = std::chrono::years(10);
 
-/// The kinds of deadline; each is a close reason of its own.
+/// The least that a stream must move: in each full window fewer bytes are too slow. Windows follow one another, each from when
+/// the one before was judged; the first begins after a grace.
+struct Rate {
+  static constexpr std::uint64_t inherited = std::numeric_limits<std::uint64_t>::max();
+
+  std::uint64_t bytes_per_second = inherited;  ///< 0: no bound
+  Duration window = std::chrono::seconds(1);   ///< 1 ms to 10 years
+  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years
+
+  static constexpr Rate never() { return {.bytes_per_second = 0}; }
+
+  [[nodiscard]] constexpr bool is_inherit() const { return bytes_per_second == inherited; }
+  [[nodiscard]] constexpr bool is_never() const { return bytes_per_second == 0; }
+  /// Rounded up, at least one; saturates.
+  [[nodiscard]] std::uint64_t bytes_per_window() const;
+
+  friend bool operator==(const Rate&, const Rate&) = default;
+};
+
+/// The kinds of deadline; each is a close reason of its own. Those of receiving (first_byte to receive_rate) stand still while
+/// reading is paused, and end with the peer's stream or our close; those of sending run on.
 enum class Deadline : std::uint8_t {
   connect,     ///< from connect() until the peer answered
-  accept,      ///< of a listener: from listen(), then from each connection accepted, until the next
+  accept,      ///< of a listener: from listen(), then from each connection accepted, until the next; not while that is paused
   first_byte,  ///< from open until the first byte came
-  receive,     ///< from open, then from each byte received, until the next
-  send,   ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled every eighth of the
-          ///< timeout: never early, at most an eighth and a tick late
-  drain,  ///< of a graceful close: from our end until the peer's
+  receive,     ///< from open, then from each byte received, until the next. Waits while first_byte runs
+  message,     ///< from the beginning of a message until its end (Connection::begin_message, end_message); never marked, all that
+               ///< is received is one message, begun at open
+  receive_rate,  ///< a Rate of bytes received, while a message has begun
+  send,       ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled every eighth of the
+              ///< timeout: never early, at most an eighth and a tick late
+  send_rate,  ///< a Rate of bytes acknowledged, while some are outstanding. A window in which all was acknowledged that was
+              ///< outstanding at its beginning is not too slow, however few bytes that were. Sampled as `send`
+  drain,      ///< of a graceful close: from our end until the peer's
 };
 
 inline constexpr std::size_t deadline_count = static_cast<std::size_t>(Deadline::drain) + 1;
 
 [[nodiscard]] const char* to_string(Deadline kind);
+[[nodiscard]] constexpr bool is_rate(Deadline kind) { return kind == Deadline::receive_rate || kind == Deadline::send_rate; }
 
-/// One Timeout for each kind of deadline. Valid: 1 ms to 10 years, `never` (except for drain), or `inherit`.
+/// One Timeout, or Rate, for each kind of deadline. A Timeout is valid from 1 ms to 10 years, `never` (except for drain), or
+/// `inherit`.
 struct Timeouts {
   Timeout connect{};
   Timeout accept{};
   Timeout first_byte{};
   Timeout receive{};
+  Timeout message{};
+  Rate receive_rate{};
   Timeout send{};
+  Rate send_rate{};
   Timeout drain{};
 
+  /// The member of a kind that has a Timeout; for a kind that has a Rate, rate_of().
   [[nodiscard]] Timeout& of(Deadline kind);
   [[nodiscard]] const Timeout& of(Deadline kind) const;
+  [[nodiscard]] Rate& rate_of(Deadline kind);
+  [[nodiscard]] const Rate& rate_of(Deadline kind) const;
 
   friend bool operator==(const Timeouts&, const Timeouts&) = default;
 };

@@ -1,0 +1,111 @@
+// Where messages begin and end, and the windows of a rate. When they are too late stands in connection_deadlines.cpp.
+#include <algorithm>
+#include <cerrno>
+
+#include "connection_life.hpp"
+
+namespace vigil {
+
+/// A handler that never marks has one message: all that is received.
+Instant ConnectionLife::message_began(const Connection& connection) {
+  return connection.side_ != nullptr ? connection.side_->message_began : birth_of(connection).opened_at;
+}
+
+/// With the next reading of the clock. The node needs no move: while a message is awaited it stands no later than one that began
+/// at once would need it (next_look).
+void ConnectionLife::message_begins(ReactorCore& core, Connection& connection) {
+  connection.clear(Connection::awaits_message);
+  connection.side_->received.end = never_due;
+  connection.side_->received.opens_at = {};
+  core.stamp_soon_if_room(&connection.side_->message_began);
+}
+
+Result<void> Connection::begin_message() {
+  if (stage_ == Stage::vacant) return Error{"begin message", EBADF};
+  ReactorCore& core = *policy_->core;
+  core.assert_thread();
+  if (stage_ == Stage::ended || has(closing)) return Error{"begin message", EPIPE};
+  if (ConnectionLife::side_of(core, *this) == nullptr) return Error{"begin message", ENOMEM};
+  ConnectionLife::message_begins(core, *this);
+  core.read_clock();
+  if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
+  return {};
+}
+
+Result<void> Connection::end_message() {
+  if (has(is_established) && side_ != nullptr && !has(closing)) [[likely]] {
+    set(awaits_message);
+    return {};
+  }
+  if (stage_ == Stage::vacant) return Error{"end message", EBADF};
+  ReactorCore& core = *policy_->core;
+  core.assert_thread();
+  if (stage_ == Stage::ended || has(closing)) return Error{"end message", EPIPE};
+  if (ConnectionLife::side_of(core, *this) == nullptr) return Error{"end message", ENOMEM};
+  set(awaits_message);
+  core.read_clock();
+  if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
+  return {};
+}
+
+// --- rates
+
+namespace {
+
+/// Opens the window that follows, judges the one that has passed. A loop that stood still judges nobody: the peer may have been
+/// kept from sending, or we from asking it.
+void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::uint64_t count, std::uint64_t at_most) {
+  if (window.is_open()) {
+    if (core.now < window.end) return;
+    const bool stalled = core.now - window.end >= ReactorCore::stall_length || core.last_stall >= window.end - rate.window;
+    if (count < window.target && !stalled) return;  // too slow: due
+  } else if (core.now < window.opens_at) {
+    return;
+  }
+  window.end = core.now + rate.window;
+  const std::uint64_t wanted = std::min(rate.bytes_per_window(), at_most);
+  window.target = count > UINT64_MAX - wanted ? UINT64_MAX : count + wanted;
+}
+
+}  // namespace
+
+void ConnectionLife::start_windows(ReactorCore& core, Connection& connection) {
+  const Timeouts& timeouts = connection.policy_->timeouts;
+  if (connection.side_ == nullptr) return;
+  connection.side_->received.close_until({});
+  connection.side_->acknowledged.close_until(core.now + timeouts.send_rate.grace);
+}
+
+void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
+  ConnectionSide* side = connection.side_;
+  if (side == nullptr) return;
+  const Timeouts& timeouts = connection.policy_->timeouts;
+  if (!timeouts.receive_rate.is_never() && receive_clocks_run(connection) && !connection.has(Connection::awaits_message)) {
+    side->received.opens_at = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
+    roll(core, side->received, timeouts.receive_rate, connection.received_, UINT64_MAX);
+  }
+  if (!timeouts.send_rate.is_never() && send_clock_runs(connection)) {
+    const std::uint64_t given = connection.handed_to_kernel_ + connection.queued_bytes_;
+    roll(core, side->acknowledged, timeouts.send_rate, side->acknowledged_bytes, given - side->acknowledged_bytes);
+  }
+}
+
+Result<void> Connection::set_rate(Deadline kind, const Rate& rate) {
+  if (stage_ == Stage::vacant || stage_ == Stage::ended) return Error{"set rate", EBADF};
+  if (!is_rate(kind)) return Error{"set rate", EINVAL, "not a kind that has a rate"};
+  Timeouts wanted;
+  wanted.rate_of(kind) = rate;
+  if (auto valid = validate(wanted, "set rate"); !valid) return valid;
+  ReactorCore& core = *policy_->core;
+  core.assert_thread();
+  if (!ConnectionLife::own_policy(*this) || ConnectionLife::side_of(core, *this) == nullptr) return Error{"set rate", ENOMEM};
+  policy_->timeouts.rate_of(kind) = rate.is_inherit() ? policy_->inherited.rate_of(kind) : rate;
+  core.read_clock();
+  const Instant judged_from = core.now + policy_->timeouts.rate_of(kind).grace;
+  (kind == Deadline::receive_rate ? side_->received : side_->acknowledged).close_until(judged_from);
+  if (kind == Deadline::send_rate) ConnectionLife::sending_watch_changed(core, *this);
+  ConnectionLife::rearm(core, *this);
+  return {};
+}
+
+}  // namespace vigil
