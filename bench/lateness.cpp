@@ -50,6 +50,32 @@ Span acknowledgement(const Life& life, const Peer& peer) {
 // More than the smallest window takes; large enough to be handed to the kernel inside send().
 const std::vector<std::byte> much(64 * 1024);
 
+void answer_much(Connection& connection, Life& life) {
+  life.acted.before = clock_now();
+  connection.send(Bytes(much.data(), much.size()));
+  life.acted.after = clock_now();
+}
+
+void cue_and_go_deaf(Peer& peer) {
+  go_deaf(peer);
+  send_byte(peer);
+}
+
+void send_enough(Peer& peer) { (void)send(peer.descriptor, much.data(), 4096, MSG_NOSIGNAL | MSG_DONTWAIT); }
+
+constexpr double window_share = 2.0 / 3;
+
+vigil::Rate rate_within(Duration timeout) {
+  const Duration window = scaled(timeout, window_share);
+  return {.bytes_per_second = 1000, .window = window, .grace = timeout - window};
+}
+
+/// The window that followed was the one with too little: what was late of the first is late of the second too.
+Span a_window_later(Span span, Duration timeout) {
+  const Duration window = scaled(timeout, window_share);
+  return {span.before + window, span.after + window};
+}
+
 std::vector<Scenario> scenarios() {
   std::vector<Scenario> all;
   all.push_back({.name = "first_byte",
@@ -66,37 +92,83 @@ std::vector<Scenario> scenarios() {
                  .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
                  .act = send_byte,
                  .from = last_byte});
-  // The cue comes when the peer is deaf: nothing of the answer is ever acknowledged.
+  all.push_back({.name = "message, from open",
+                 .reason = CloseReason::message_timed_out,
+                 .timeouts = [](Duration timeout) { return Timeouts{.message = timeout}; },
+                 .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
+                 .act = send_byte,
+                 .from = opening});
+  all.push_back({.name = "message, from its first byte",
+                 .reason = CloseReason::message_timed_out,
+                 .timeouts = [](Duration timeout) { return Timeouts{.message = timeout}; },
+                 .on_open = [](vigil::Reactor&, Connection& connection, Life&) { connection.end_message(); },
+                 .on_receive =
+                     [](Connection&, Life& life) {
+                       if (life.acted.after == Instant{}) life.acted.after = life.heard;
+                     },
+                 .moments = {{0.1, 1.0}, {1.0, 1.3}, {1.3, 1.6}},
+                 .act = send_byte,
+                 .from =
+                     [](const Life& life, const Peer& peer) {
+                       return Span{peer.acts.at(0).before, life.acted.after};
+                     }});
+  // A third of the timeout is grace, the rest the window.
+  all.push_back({.name = "receive_rate, in the first window",
+                 .reason = CloseReason::receive_too_slow,
+                 .timeouts = [](Duration timeout) { return Timeouts{.receive_rate = rate_within(timeout)}; },
+                 .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
+                 .act = send_byte,
+                 .from = opening});
+  all.push_back({.name = "receive_rate, after a good window",
+                 .reason = CloseReason::receive_too_slow,
+                 .timeouts = [](Duration timeout) { return Timeouts{.receive_rate = rate_within(timeout)}; },
+                 .moments = {{0.5, 0.7}},
+                 .act = send_enough,
+                 .from = [](const Life& life, const Peer& peer) -> std::optional<Span> {
+                   return life.record.received == 0 ? opening(life, peer) : a_window_later(opening(life, peer), life.timeout);
+                 }});
+  // The peer is deaf when its cue comes: nothing of the answer is ever acknowledged.
   all.push_back({.name = "send, nothing acknowledged",
                  .reason = CloseReason::send_timed_out,
                  .timeouts = [](Duration timeout) { return Timeouts{.send = timeout}; },
-                 .on_receive =
-                     [](Connection& connection, Life& life) {
-                       life.acted.before = clock_now();
-                       connection.send(Bytes(much.data(), much.size()));
-                       life.acted.after = clock_now();
-                     },
+                 .on_receive = answer_much,
                  .moments = {{0, 0}},
-                 .act =
-                     [](Peer& peer) {
-                       go_deaf(peer);
-                       send_byte(peer);
-                     },
+                 .act = cue_and_go_deaf,
                  .from = [](const Life& life, const Peer&) { return life.acted; },
                  .allowance = 1.0 / 8});
-  all.push_back(
-      {.name = "send, from an acknowledgement",
-       .reason = CloseReason::send_timed_out,
-       .timeouts = [](Duration timeout) { return Timeouts{.send = timeout}; },
-       .on_open = [](vigil::Reactor&, Connection& connection, Life&) { connection.send(Bytes(much.data(), much.size())); },
-       .moments = {{0.3, 0.8}},
-       .act = acknowledge_once_more,
-       .from = [](const Life& life, const Peer& peer) -> std::optional<Span> {
-         if (!peer.acknowledged) return std::nullopt;
-         return acknowledgement(life, peer);
-       },
-       .allowance = 1.0 / 8,
-       .peer_receive_buffer_bytes = 8192});
+  all.push_back({.name = "send, from an acknowledgement",
+                 .reason = CloseReason::send_timed_out,
+                 .timeouts = [](Duration timeout) { return Timeouts{.send = timeout}; },
+                 .on_open = [](vigil::Reactor&, Connection& connection, Life& life) { answer_much(connection, life); },
+                 .moments = {{0.3, 0.8}},
+                 .act = acknowledge_once_more,
+                 .from = [](const Life& life, const Peer& peer) -> std::optional<Span> {
+                   if (!peer.acknowledged) return std::nullopt;
+                   return acknowledgement(life, peer);
+                 },
+                 .allowance = 1.0 / 8,
+                 .peer_receive_buffer_bytes = 8192});
+  all.push_back({.name = "send_rate, in the first window",
+                 .reason = CloseReason::send_too_slow,
+                 .timeouts = [](Duration timeout) { return Timeouts{.send_rate = rate_within(timeout)}; },
+                 .on_receive = answer_much,
+                 .moments = {{0, 0}},
+                 .act = cue_and_go_deaf,
+                 .from = [](const Life& life, const Peer&) { return life.acted; },
+                 .allowance = window_share / 8});
+  all.push_back({.name = "send_rate, after a good window",
+                 .reason = CloseReason::send_too_slow,
+                 .timeouts = [](Duration timeout) { return Timeouts{.send_rate = rate_within(timeout)}; },
+                 .on_open = [](vigil::Reactor&, Connection& connection, Life& life) { answer_much(connection, life); },
+                 .moments = {{0.5, 0.7}},
+                 .act = acknowledge_once_more,
+                 .from = [](const Life& life, const Peer& peer) -> std::optional<Span> {
+                   if (peer.acts.empty() || peer.acts.back().after > life.told) return life.acted;
+                   if (!peer.acknowledged) return std::nullopt;
+                   return a_window_later(life.acted, life.timeout);
+                 },
+                 .allowance = window_share / 8,
+                 .peer_receive_buffer_bytes = 8192});
   // Closed in a task, whose turn sends our end; the next turn's task comes after it.
   all.push_back({.name = "drain",
                  .reason = CloseReason::local_close,
