@@ -1,12 +1,13 @@
 // What one echoed message costs a server: driven by bench/echo_cost.py, which counts this program's instructions and system
 // calls.
 //
-//   bench-echo-cost vigil|bare MESSAGES AT_ONCE     serve ten connections, driven by a child process, until all have ended
+//   bench-echo-cost SERVER MESSAGES AT_ONCE     serve ten connections, driven by a child process, until all have ended
 //
 // The client is a process of its own (this program executed again), so that the counts are the server's alone. It sends one
 // 64-byte message on each of AT_ONCE connections and reads the echoes, MESSAGES times in all: with 1, every message is a wake-up
 // of its own and carries the whole cost of a turn; with 10, ten share it. `bare` is the least an epoll server can do: one wait,
-// one recv, one send per ready connection, no deadline, no queue, no errors told.
+// one recv, one send per ready connection, no deadline, no queue, no errors told. `vigil` has a receive deadline on every
+// connection, `rates` a message deadline and a receive rate too, and `marked` marks each message's end besides.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -114,6 +115,7 @@ int run_bare(long messages) {
   return 0;
 }
 
+template <bool marks>
 struct Echo {
   vigil::Reactor* reactor;
   int* seen;
@@ -122,18 +124,22 @@ struct Echo {
     ++*seen;
     ++*open;
   }
-  void on_receive(vigil::Connection& peer, vigil::Bytes bytes) { peer.send(bytes); }
+  void on_receive(vigil::Connection& peer, vigil::Bytes bytes) {
+    peer.send(bytes);
+    if constexpr (marks) peer.end_message();
+  }
   void on_close(vigil::Connection&, const vigil::CloseRecord&) {
     if (--*open == 0 && *seen == connections) reactor->stop();
   }
 };
 
-int run_vigil(long messages) {
+template <bool marks>
+int run_vigil(long messages, const vigil::Timeouts& timeouts) {
   vigil::Reactor reactor;
   int seen = 0;
   int open = 0;
-  vigil::Listener<Echo> listener(reactor, {.timeouts = {.receive = 30s}}, [&](vigil::Connection&) {
-    return Echo{&reactor, &seen, &open};
+  vigil::Listener<Echo<marks>> listener(reactor, {.timeouts = timeouts}, [&](vigil::Connection&) {
+    return Echo<marks>{&reactor, &seen, &open};
   });
   if (auto bound = listener.listen("127.0.0.1:0"); !bound) return vigil::report(bound.error());
   auto address = listener.address();
@@ -156,10 +162,14 @@ int main(int count, char** arguments) {
     return run_client(std::atoi(arguments[2]), std::atol(arguments[3]), std::atoi(arguments[4]));
   int status = 64;
   if (count == 4) at_once = arguments[3];
-  if (count == 4 && mode == "vigil") status = run_vigil(std::atol(arguments[2]));
-  if (count == 4 && mode == "bare") status = run_bare(std::atol(arguments[2]));
+  const long messages = count == 4 ? std::atol(arguments[2]) : 0;
+  const vigil::Timeouts rates{.receive = 30s, .message = 60s, .receive_rate = {.bytes_per_second = 1}};
+  if (count == 4 && mode == "vigil") status = run_vigil<false>(messages, {.receive = 30s});
+  if (count == 4 && mode == "rates") status = run_vigil<false>(messages, rates);
+  if (count == 4 && mode == "marked") status = run_vigil<true>(messages, rates);
+  if (count == 4 && mode == "bare") status = run_bare(messages);
   if (status == 64) {
-    std::fputs("usage: bench-echo-cost vigil|bare MESSAGES AT_ONCE\n", stderr);
+    std::fputs("usage: bench-echo-cost bare|vigil|rates|marked MESSAGES AT_ONCE\n", stderr);
     return status;
   }
   while (wait(nullptr) > 0) {

@@ -10,7 +10,8 @@
 namespace vigil {
 namespace {
 
-constexpr std::array operation_names{"", "recv", "send", "connect", "watch", "accept", "on_receive", "open"};
+constexpr std::array operation_names{"",       "recv",       "send", "connect",       "watch",
+                                     "accept", "on_receive", "open", "begin_message", "end_message"};
 
 Origin origin_of(CloseReason reason, int error_number) {
   switch (reason) {

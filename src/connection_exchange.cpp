@@ -46,8 +46,7 @@ void ConnectionLife::count_discarded(Connection& connection, std::uint64_t size)
 /// A read answers what is to be delivered, and nothing else is to be thought of.
 inline bool ConnectionLife::is_plain(const Connection& connection, Readiness readiness) {
   constexpr unsigned not_plain = Connection::closing | Connection::peer_finished | Connection::end_hinted |
-                                 Connection::error_latched | held | Connection::has_tail | Connection::tail_wanted |
-                                 Connection::awaits_message;
+                                 Connection::error_latched | held | Connection::has_tail | Connection::tail_wanted;
   constexpr unsigned plain = Connection::is_established | Connection::tcp;
   return (readiness.bits & ~Readiness::writable) == Readiness::readable && (connection.flags_ & (not_plain | plain)) == plain;
 }
@@ -128,16 +127,17 @@ inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, 
   core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
   if (is_plain(connection, readiness)) [[likely]] {
     const ssize_t returned = read_some(core, connection);
-    if (returned > 0 && static_cast<std::size_t>(returned) < core.options.receive_buffer_bytes) [[likely]] {
+    // An end and an error are beyond every size, as one less than 0 or than a negated errno.
+    if (static_cast<std::size_t>(returned) - 1 < core.options.receive_buffer_bytes - 1) [[likely]] {
       core.stamp_soon(&connection.last_received_);
+      if (connection.has(Connection::awaits_message)) [[unlikely]]
+        message_begins(core, connection);
       deliver(core, connection, static_cast<std::size_t>(returned));
     } else {
       receive(core, connection, readiness, returned);
     }
-  } else if (connection.has(held)) {
-    hear_while_held(core, connection, readiness);
-  } else if (worth_receiving(connection, readiness)) {
-    receive(core, connection, readiness, read_some(core, connection));
+  } else {
+    receive_if_worth(core, connection, readiness);
   }
   if (connection.has(Connection::is_established)) [[likely]] {
     if (core.gathered != 0) [[likely]]
@@ -167,6 +167,11 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
 }
 
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept { write_out(core, static_cast<Connection&>(source)); }
+
+[[gnu::noinline]] void ConnectionLife::receive_if_worth(ReactorCore& core, Connection& connection, Readiness readiness) {
+  if (connection.has(held)) return hear_while_held(core, connection, readiness);
+  if (worth_receiving(connection, readiness)) receive(core, connection, readiness, read_some(core, connection));
+}
 
 /// Whether readiness that is not simply "readable" is a reason to ask recv.
 bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness) {

@@ -53,7 +53,7 @@ struct StreamBounds {
                                           const StreamBounds& bounds, const Timeouts& own_layer, const char* operation);
 
 /// The operations a record may name, by their number in a connection.
-enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept, on_receive, open };
+enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept, on_receive, open, begin_message, end_message };
 constexpr std::uint8_t number(Operation operation) { return static_cast<std::uint8_t>(operation); }
 
 /// Connection::send_progress_ while no byte of ours is on its way. No reading of a clock that counts from boot.
@@ -97,6 +97,7 @@ struct ConnectionLife {
   static void deliver(ReactorCore& core, Connection& connection, std::size_t size);
   static void count_received(ReactorCore& core, Connection& connection, std::size_t size);
   static void count_discarded(Connection& connection, std::uint64_t size);
+  static void receive_if_worth(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static bool worth_receiving(Connection& connection, Readiness readiness);
   static void heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void write_ready(ReactorCore& core, Connection& connection, Readiness readiness);
@@ -159,6 +160,7 @@ struct ConnectionLife {
   // Messages and rates.
   [[nodiscard]] static Instant message_began(const Connection& connection);
   static void message_begins(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static bool opens_with_message(const Connection& connection);
   static void start_windows(ReactorCore& core, Connection& connection);
   static void roll_windows(ReactorCore& core, Connection& connection);
 
@@ -188,5 +190,14 @@ struct ConnectionLife {
   }
   static const SourceOperations operations;
 };
+
+/// With the next reading of the clock. The node needs no move: while a message is awaited it stands no later than one that began
+/// at once would need it (next_look).
+inline void ConnectionLife::message_begins(ReactorCore& core, Connection& connection) {
+  connection.clear(Connection::awaits_message);
+  connection.side_->received.close_until({});
+  connection.side_->received_before = connection.received_;
+  core.stamp_soon_if_room(&connection.side_->message_began);
+}
 
 }  // namespace vigil

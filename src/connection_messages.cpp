@@ -11,41 +11,27 @@ Instant ConnectionLife::message_began(const Connection& connection) {
   return connection.side_ != nullptr ? connection.side_->message_began : birth_of(connection).opened_at;
 }
 
-/// With the next reading of the clock. The node needs no move: while a message is awaited it stands no later than one that began
-/// at once would need it (next_look).
-void ConnectionLife::message_begins(ReactorCore& core, Connection& connection) {
-  connection.clear(Connection::awaits_message);
-  connection.side_->received.end = never_due;
-  connection.side_->received.opens_at = {};
-  core.stamp_soon_if_room(&connection.side_->message_began);
-}
-
-Result<void> Connection::begin_message() {
-  if (stage_ == Stage::vacant) return Error{"begin message", EBADF};
+void Connection::begin_message() {
+  if (stage_ == Stage::vacant || stage_ == Stage::ended || has(closing)) return;
   ReactorCore& core = *policy_->core;
   core.assert_thread();
-  if (stage_ == Stage::ended || has(closing)) return Error{"begin message", EPIPE};
-  if (ConnectionLife::side_of(core, *this) == nullptr) return Error{"begin message", ENOMEM};
+  if (ConnectionLife::side_of(core, *this) == nullptr)
+    return ConnectionLife::end(*this, CloseReason::system_error, ENOMEM, number(Operation::begin_message));
   ConnectionLife::message_begins(core, *this);
   core.read_clock();
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
-  return {};
 }
 
-Result<void> Connection::end_message() {
-  if (has(is_established) && side_ != nullptr && !has(closing)) [[likely]] {
-    set(awaits_message);
-    return {};
-  }
-  if (stage_ == Stage::vacant) return Error{"end message", EBADF};
+/// From then on its messages are marked, which end_message() finds in the side block.
+void Connection::mark_first_end() {
+  if (stage_ == Stage::vacant || stage_ == Stage::ended || has(closing)) return;
   ReactorCore& core = *policy_->core;
   core.assert_thread();
-  if (stage_ == Stage::ended || has(closing)) return Error{"end message", EPIPE};
-  if (ConnectionLife::side_of(core, *this) == nullptr) return Error{"end message", ENOMEM};
+  if (ConnectionLife::side_of(core, *this) == nullptr)
+    return ConnectionLife::end(*this, CloseReason::system_error, ENOMEM, number(Operation::end_message));
   set(awaits_message);
   core.read_clock();
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
-  return {};
 }
 
 // --- rates
@@ -69,6 +55,13 @@ void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::ui
 
 }  // namespace
 
+/// Without a grace the first window of a message needs no look at its beginning: what had been received by then is known.
+bool ConnectionLife::opens_with_message(const Connection& connection) {
+  const ConnectionSide& side = *connection.side_;
+  return connection.policy_->timeouts.receive_rate.grace == Duration::zero() && !side.received.is_open() &&
+         side.received.opens_at <= side.message_began;
+}
+
 void ConnectionLife::start_windows(ReactorCore& core, Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (connection.side_ == nullptr) return;
@@ -81,6 +74,10 @@ void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
   if (side == nullptr) return;
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (!timeouts.receive_rate.is_never() && receive_clocks_run(connection) && !connection.has(Connection::awaits_message)) {
+    if (opens_with_message(connection)) {
+      side->received.end = side->message_began + timeouts.receive_rate.window;
+      side->received.target = side->received_before + timeouts.receive_rate.bytes_per_window();
+    }
     side->received.opens_at = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
     roll(core, side->received, timeouts.receive_rate, connection.received_, UINT64_MAX);
   }

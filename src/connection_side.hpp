@@ -33,6 +33,7 @@ struct ConnectionSide {
   Instant counted_for = never_due;
 
   Instant message_began{};               // without meaning while the connection awaits a message
+  std::uint64_t received_before = 0;     // Connection::received_ when the message began
   RateWindow received;                   // of Connection::received_
   RateWindow acknowledged;               // of acknowledged_bytes
   std::uint64_t acknowledged_bytes = 0;  // at the last sample

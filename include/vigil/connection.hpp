@@ -83,10 +83,15 @@ class Connection final : private Source {
   [[nodiscard]] bool is_final() const { return has(final_bytes); }
 
   /// Marks where a message begins, if not at the first byte received after end_message() (bytes left by on_receive begin one
-  /// too), and where it ends: the message and receive_rate deadlines run between. {begin message, end message}: EPIPE closing or
-  /// over; ENOMEM.
-  Result<void> begin_message();
-  Result<void> end_message();
+  /// too), and where it ends: the message and receive_rate deadlines run between. Nothing once closing or over.
+  void begin_message();
+  void end_message() {
+    if (side_ != nullptr) [[likely]] {
+      set(awaits_message);
+    } else {
+      mark_first_end();
+    }
+  }
 
   [[nodiscard]] ConnectionHandle handle();
   [[nodiscard]] Address peer() const;                   ///< also after the end; unspecified address on a stale handle
@@ -114,29 +119,29 @@ class Connection final : private Source {
 
   enum class Stage : std::uint8_t { vacant, connecting, open, ended };
   enum Flag : std::uint32_t {
-    tcp = 1,                   // a short read has drained it
-    end_hinted = 2,            // the poller told of an end or an error: read until recv says so
-    stalled = 4,               // the kernel's buffer is full: wait for writable
-    finish_wanted = 8,         // our end follows the queue
-    end_sent = 16,             // it was sent
-    closing = 32,              // the reason is settled; received bytes are discarded
-    draining = 64,             // closing took longer than the call or event that began it
-    peer_finished = 128,       // recv answered 0
-    error_latched = 256,       // error_ holds what a send was told; reads go on until the stream's end
-    reset_wanted = 512,        // close with RST
-    was_open = 1024,           // on_open was told
-    above_high_mark = 2048,    // the queue passed the high mark and has not fallen to the low one
-    lingering = 4096,          // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
-    close_called = 8192,       // by the user or a shutdown: what follows is told in cut_short_
-    fin_counts = 16384,        // the kernel took our end: it counts as one unacknowledged byte
-    is_established = 32768,    // stage_ is open: asked together with the others by what is hot
-    paused = 1 << 16,          // reading is held by the user ...
-    backlogged = 1 << 17,      // ... and by a queue above the high mark, where the options say so
-    gone_told = 1 << 18,       // on_peer_gone_while_paused was due: the peer's end waits to be read
-    has_tail = 1 << 19,        // side_->tail holds what on_receive left
-    tail_wanted = 1 << 20,     // ... and it is to be handed over even if nothing follows
-    final_bytes = 1 << 21,     // on_receive is given the tail for the last time
-    awaits_message = 1 << 22,  // between two messages: the next byte begins one
+    tcp = 1,                    // a short read has drained it
+    end_hinted = 2,             // the poller told of an end or an error: read until recv says so
+    stalled = 4,                // the kernel's buffer is full: wait for writable
+    finish_wanted = 8,          // our end follows the queue
+    end_sent = 16,              // it was sent
+    closing = 32,               // the reason is settled; received bytes are discarded
+    draining = 64,              // closing took longer than the call or event that began it
+    peer_finished = 128,        // recv answered 0
+    error_latched = 256,        // error_ holds what a send was told; reads go on until the stream's end
+    reset_wanted = 512,         // close with RST
+    was_open = 1024,            // on_open was told
+    above_high_mark = 2048,     // the queue passed the high mark and has not fallen to the low one
+    lingering = 4096,           // the peer finished and its handler is asked: the drain deadline runs when nothing is owed
+    close_called = 8192,        // by the user or a shutdown: what follows is told in cut_short_
+    fin_counts = 16384,         // the kernel took our end: it counts as one unacknowledged byte
+    paused = 32768,             // reading is held by the user ...
+    backlogged = 1 << 16,       // ... and by a queue above the high mark, where the options say so
+    gone_told = 1 << 17,        // on_peer_gone_while_paused was due: the peer's end waits to be read
+    has_tail = 1 << 18,         // side_->tail holds what on_receive left
+    tail_wanted = 1 << 19,      // ... and it is to be handed over even if nothing follows
+    final_bytes = 1 << 20,      // on_receive is given the tail for the last time
+    awaits_message = 1 << 21,   // between two messages: the next byte begins one
+    is_established = 1U << 31,  // stage_ is open: asked together with the others by what is hot, and a sign is asked cheapest
   };
 
   Connection() = default;
@@ -146,6 +151,7 @@ class Connection final : private Source {
   void set(unsigned flags) { flags_ |= flags; }
   void clear(unsigned flags) { flags_ &= ~flags; }
   [[nodiscard]] void* handler_storage();
+  void mark_first_end();
 
   Stage stage_ = Stage::vacant;
   CutShort cut_short_ = CutShort::none;
