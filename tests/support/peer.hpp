@@ -9,6 +9,7 @@
 
 #include <doctest/doctest.h>
 
+#include <linux/filter.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
@@ -104,6 +105,13 @@ class Peer {
       }
     }
     return *this;
+  }
+
+  /// From now on its kernel drops every segment that comes, as a lost link would: nothing is acknowledged any more.
+  void go_deaf() const {
+    sock_filter drop{BPF_RET | BPF_K, 0, 0, 0};
+    const sock_fprog program{1, &drop};
+    REQUIRE(::setsockopt(descriptor_, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
   }
 
   /// Ends its own stream in order (FIN); reading goes on.
