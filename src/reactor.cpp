@@ -2,6 +2,8 @@
 #include "vigil/reactor.hpp"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cerrno>
 #include <new>
 #include <utility>
@@ -439,6 +441,20 @@ void ReactorCore::stop_sources(bool at_once) {
     slab->for_each_taken([this, at_once](Source& source) {
       if (source.operations_->stop != nullptr) source.operations_->stop(*this, source, at_once);
     });
+}
+
+// --- counters
+
+ReactorCounters& ReactorCounters::operator+=(const ReactorCounters& other) {
+  // Every counter is such a word, so that one added later is added up too.
+  using Words = std::array<std::uint64_t, sizeof(ReactorCounters) / sizeof(std::uint64_t)>;
+  auto words = std::bit_cast<Words>(*this);
+  const auto others = std::bit_cast<Words>(other);
+  for (std::size_t index = 0; index < words.size(); ++index) words[index] += others[index];
+  const std::uint64_t longest = std::max(loop_delay_ns_max, other.loop_delay_ns_max);
+  *this = std::bit_cast<ReactorCounters>(words);
+  loop_delay_ns_max = longest;
+  return *this;
 }
 
 // --- the facade

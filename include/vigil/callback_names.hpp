@@ -1,5 +1,5 @@
 // Whether a type has a member of an optional callback's name, callable as documented or not: one that has the name and can't be
-// called is a mistake that must not compile. Used by handlers (handler.hpp) and events objects (listener.hpp). All at compile
+// called is a mistake that must not compile. Used by handlers (handler.hpp), events objects (listener.hpp) and shards (server.hpp). All at compile
 // time.
 #pragma once
 
@@ -33,6 +33,7 @@ VIGIL_NAMES_MEMBER(on_accept_timed_out)
 VIGIL_NAMES_MEMBER(on_accept_paused)
 VIGIL_NAMES_MEMBER(on_accept_resumed)
 VIGIL_NAMES_MEMBER(on_shed)
+VIGIL_NAMES_MEMBER(make_handler)
 #undef VIGIL_NAMES_MEMBER
 
 }  // namespace vigil::callback_names

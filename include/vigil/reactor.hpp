@@ -68,6 +68,9 @@ struct ReactorCounters {
   std::uint64_t loop_delay_ns_total = 0;
   std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single delay of the above
   std::array<std::uint64_t, close_reason_count> closed_for{};  ///< by close reason
+
+  /// Another reactor's, added up; of what ends in `_max`, the larger.
+  ReactorCounters& operator+=(const ReactorCounters& other);
 };
 
 /// Owns a reactor's attention to one thing: destroying it (also inside its own callback) cancels. Inert once the reactor is gone.

@@ -13,6 +13,7 @@
 #include "vigil/mailbox.hpp"
 #include "vigil/reactor.hpp"
 #include "vigil/result.hpp"
+#include "vigil/server.hpp"
 #include "vigil/socket.hpp"
 #include "vigil/source.hpp"
 #include "vigil/time.hpp"
