@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "support/simulation.hpp"
+#include "support/observed_listener.hpp"
 
 using namespace vigil;
 using sys::Call;
@@ -15,43 +15,6 @@ using sys::Ending;
 namespace {
 
 constexpr Duration tick = 1ms;
-
-/// What belongs to no connection, with the instants at which it was told.
-struct Events {
-  sys::ScriptedKernel* kernel;
-  std::vector<Instant> timed_out{};
-  std::vector<Duration> timed_out_after{};
-  std::vector<Error> paused{};
-  std::vector<Duration> retries{};
-  std::vector<Duration> resumed_after{};
-  std::vector<CloseRecord> shed{};
-
-  void on_accept_timed_out(Duration after) {
-    timed_out.push_back(kernel->now());
-    timed_out_after.push_back(after);
-  }
-  void on_accept_paused(const Error& error, Duration retry) {
-    paused.push_back(error);
-    retries.push_back(retry);
-  }
-  void on_accept_resumed(Duration after) { resumed_after.push_back(after); }
-  void on_shed(const CloseRecord& record) { shed.push_back(record); }
-};
-
-/// A listener with an events object beside the simulation's own.
-struct Observed : Simulation {
-  explicit Observed(const ListenerOptions& options = {}) : events{.kernel = &kernel} {
-    observed.emplace(
-        *reactor, options, [this](Connection& connection) { return Actor(story, connection); }, events);
-    REQUIRE(observed->listen("127.0.0.1:7001"));
-    listening = kernel.listener();
-    settle();
-  }
-  ~Observed() { observed.reset(); }
-
-  Events events;
-  std::optional<Listener<Actor>> observed;
-};
 
 }  // namespace
 
@@ -250,7 +213,7 @@ TEST_CASE("a listener may be destroyed from everything it tells") {
 TEST_CASE("nobody coming is told once per period, on time, and the listener lives on") {
   ListenerOptions options;
   options.timeouts.accept = 250ms;
-  const auto check_period = [](const Events& events, std::size_t index, Instant since) {
+  const auto check_period = [](const ListenerEvents& events, std::size_t index, Instant since) {
     REQUIRE(events.timed_out.size() > index);
     CHECK(events.timed_out[index] >= since + 250ms);
     CHECK(events.timed_out[index] <= since + 250ms + tick);

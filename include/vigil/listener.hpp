@@ -11,10 +11,14 @@
 //   vigil::Listener<Session> listener(reactor, options, [&](vigil::Connection&) { return Session{database}; });
 //
 // Out of descriptors or memory: the head of the kernel's queue is shed (accepted on a reserve descriptor and closed, told as
-// accept_shed), then accepting pauses and is retried with a growing delay, told to the events object.
+// accept_shed), then accepting pauses and is retried with a growing delay, told to the events object. At connections_max, at the
+// accept rate, and after pause_accepting() nothing is accepted and nothing shed: who comes waits in the kernel's queue
+// (accept_queue long; who finds that full knocks again, or a Unix peer is told EAGAIN). The accept deadline stands still whenever
+// accepting does.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <string_view>
 #include <type_traits>
@@ -43,6 +47,11 @@ struct ListenerOptions {
   int accept_queue = 4096;            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
   bool reuse_port = false;            ///< SO_REUSEPORT: several listeners share the address
   bool v6_only = true;                ///< an IPv6 listener takes no IPv4 connections
+  /// Of this listener's that are open at once; more wait in the kernel's queue. 0: no bound.
+  std::size_t connections_max = 0;
+  /// Accepted a second over any stretch of time, and beyond that a burst of a tenth of it, at least one; more wait in the
+  /// kernel's queue. 0: no bound; at most 1,000,000.
+  std::uint32_t accept_rate = 0;
 };
 
 /// What belongs to no connection. An events object has any of these members, found by name; one that can't be called like this
@@ -74,6 +83,14 @@ class ListenerBase {
 
   /// Stops accepting and closes the socket; its connections live on. It may listen again.
   void close();
+
+  /// Nothing is accepted until resume_accepting(): who comes waits in the kernel's queue. Not counted: one resume is enough. Also
+  /// before listen(), and kept across close().
+  void pause_accepting();
+  void resume_accepting();
+
+  /// Accepted by this listener, before a close() too, and not yet ended (their on_close told, their memory free).
+  [[nodiscard]] std::size_t connections() const;
 
   /// What the typed listener knows and the rest of it needs.
   struct Setup {
