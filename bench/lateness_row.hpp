@@ -62,10 +62,10 @@ inline double milliseconds(Duration duration) { return static_cast<double>(durat
 
 inline void print_heading() {
   if (options.json) return;
-  std::printf("%-34s %9s %6s %8s   %8s %8s %8s   %8s %8s   %10s\n", "", "", "", "", "late p50", "p99", "max", "doubt p50", "max",
-              "loop delay");
-  std::printf("%-34s %9s %6s %8s   %8s %8s %8s   %8s %8s   %10s\n", "", "told", "early", "in doubt", "ms", "ms", "ms", "ms", "ms",
-              "max, ms");
+  std::printf("%-34s %9s %8s %6s %8s   %8s %8s %8s   %8s %8s   %10s\n", "", "", "left", "", "", "late p50", "p99", "max",
+              "doubt p50", "max", "loop delay");
+  std::printf("%-34s %9s %8s %6s %8s   %8s %8s %8s   %8s %8s   %10s\n", "", "told", "out", "early", "in doubt", "ms", "ms", "ms",
+              "ms", "ms", "max, ms");
 }
 
 inline void print(const Row& row) {
@@ -94,16 +94,15 @@ inline void print(const Row& row) {
         milliseconds(at_rank(doubt, 0.5)), milliseconds(at_rank(doubt, 1)), milliseconds(row.loop_delay), row.wrong_reason,
         row.left_out);
   } else {
-    std::printf("%-34s %9zu %6zu %8zu   %8.3f %8.3f %8.3f   %8.3f %8.3f   %10.3f\n", row.name.c_str(), row.told.size(), early,
-                in_doubt, milliseconds(median), milliseconds(p99), milliseconds(worst), milliseconds(at_rank(doubt, 0.5)),
-                milliseconds(at_rank(doubt, 1)), milliseconds(row.loop_delay));
+    std::printf("%-34s %9zu %8zu %6zu %8zu   %8.3f %8.3f %8.3f   %8.3f %8.3f   %10.3f\n", row.name.c_str(), row.told.size(),
+                row.left_out, early, in_doubt, milliseconds(median), milliseconds(p99), milliseconds(worst),
+                milliseconds(at_rank(doubt, 0.5)), milliseconds(at_rank(doubt, 1)), milliseconds(row.loop_delay));
   }
   std::fflush(stdout);
   const auto missed = [&](const std::string& what) { misses.push_back(row.name + ": " + what); };
   if (early != 0) missed("none early, but " + std::to_string(early) + " were");
   if (row.wrong_reason != 0) missed("its own reason for all, but " + std::to_string(row.wrong_reason) + " had another");
-  if (row.told.size() < 1000)
-    missed("at least 1,000 told (left out as nobody can say when they were due: " + std::to_string(row.left_out) + ")");
+  if (row.told.size() < 1000) missed("at least 1,000 told");
   if (median > row.targets.median) missed("p50 at most " + std::to_string(row.targets.median / 1ms) + " ms");
   if (p99 > row.targets.p99) missed("p99 at most " + std::to_string(row.targets.p99 / 1ms) + " ms");
   if (early != 0 || row.wrong_reason != 0) failed = true;
