@@ -72,10 +72,17 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
     const bool awaits_message = connection.has(Connection::awaits_message);
     if (awaits_message) look(due_at(core.now, timeouts.message));
     if (!timeouts.receive_rate.is_never() && side != nullptr) {
-      const Instant opens = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
-      look(awaits_message             ? core.now + std::max(timeouts.receive_rate.grace, shortest_timeout)
-           : side->received.is_open() ? side->received.end
-                                      : opens);
+      const Rate& rate = timeouts.receive_rate;
+      // A grace shorter than an eighth of a window is not worth a look for each message that may begin.
+      const Duration grace = rate.grace == Duration::zero() ? rate.window : std::max(rate.grace, rate.window / 8);
+      if (awaits_message) {
+        look(core.now + grace);
+      } else if (side->received.is_open()) {
+        look(side->received.end);
+      } else {
+        look(opens_with_message(connection) ? side->message_began + rate.window
+                                            : std::max(side->received.opens_at, side->message_began + rate.grace));
+      }
     }
   }
   if (send_clock_runs(connection)) {

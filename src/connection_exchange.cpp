@@ -26,7 +26,7 @@ constexpr unsigned end_hints = Readiness::ended | Readiness::error;
 
 // --- a dispatch
 //
-// exchange() and what it calls for a plain message are the hot path: a recv, the handler, a send. What is rare is called, not
+// ready() and what it calls for a plain message are the hot path: a recv, the handler, a send. What is rare is called, not
 // inlined.
 
 inline void ConnectionLife::deliver(ReactorCore& core, Connection& connection, std::size_t size) {
@@ -75,13 +75,17 @@ void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readines
     if (classify_receive(returned) != ReceiveOutcome::data) return heard_no_data(core, connection, readiness, returned);
     const auto size = static_cast<std::size_t>(returned);
     // The handler may have made the clock be read since the last read of this dispatch: the stamp was stored, and is owed anew.
-    if (!stamped || core.stamps_wanted == 0) core.stamp_soon_if_room(&connection.last_received_);
+    core.make_room_for_stamp();
+    if (!stamped || core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
     stamped = true;
     if (connection.has(Connection::closing)) {
       count_received(core, connection, size);
       count_discarded(connection, size);
     } else {
-      if (connection.has(Connection::awaits_message)) message_begins(core, connection);
+      if (connection.has(Connection::awaits_message)) {
+        core.make_room_for_stamp();
+        message_begins(core, connection);
+      }
       if (connection.has(Connection::has_tail)) {
         count_received(core, connection, size);
         deliver_with_tail(core, connection, size);
@@ -120,30 +124,19 @@ inline void ConnectionLife::send_gathered(ReactorCore& core, Connection& connect
   core.counters.sent_bytes += size;
 }
 
-/// One dispatch of an open connection: receive what is there, then send what its handler said to it.
-inline void ConnectionLife::exchange(ReactorCore& core, Connection& connection, Readiness readiness) {
+inline void ConnectionLife::begin_dispatch(ReactorCore& core, Connection& connection) {
   assert(core.gathered == 0 && core.gathering == nullptr);
   core.gathering = &connection;
   core.direct_sends_left = ReactorCore::direct_sends_per_dispatch;
-  if (is_plain(connection, readiness)) [[likely]] {
-    const ssize_t returned = read_some(core, connection);
-    // An end and an error are beyond every size, as one less than 0 or than a negated errno.
-    if (static_cast<std::size_t>(returned) - 1 < core.options.receive_buffer_bytes - 1) [[likely]] {
-      core.stamp_soon(&connection.last_received_);
-      if (connection.has(Connection::awaits_message)) [[unlikely]]
-        message_begins(core, connection);
-      deliver(core, connection, static_cast<std::size_t>(returned));
-    } else {
-      receive(core, connection, readiness, returned);
-    }
-  } else {
-    receive_if_worth(core, connection, readiness);
-  }
+}
+
+/// Sends what its handler said to it, and what waits for room.
+inline void ConnectionLife::end_dispatch(ReactorCore& core, Connection& connection, Readiness readiness) {
   if (connection.has(Connection::is_established)) [[likely]] {
     if (core.gathered != 0) [[likely]]
       send_gathered(core, connection);
     core.gathering = nullptr;  // what its handler is told from here on queues: nobody would send the gather buffer any more
-    if ((connection.queue_ != nullptr) | connection.has(Connection::finish_wanted | Connection::lingering)) [[unlikely]]
+    if (connection.has(Connection::has_queue | Connection::finish_wanted | Connection::lingering)) [[unlikely]]
       write_ready(core, connection, readiness);
   } else {
     connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);  // told as unsent
@@ -159,19 +152,38 @@ void ConnectionLife::write_ready(ReactorCore& core, Connection& connection, Read
 
 // --- the phases of a turn
 
+/// One dispatch: receive what is there, then send what the handler said to it.
 void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readiness) noexcept {
   auto& connection = static_cast<Connection&>(source);
-  if (connection.has(Connection::is_established)) [[likely]]
-    return exchange(core, connection, readiness);
-  if (connection.stage_ == Connection::Stage::connecting) confirm_connect(core, connection, readiness);
+  if (!is_plain(connection, readiness)) [[unlikely]]
+    return ready_otherwise(core, connection, readiness);
+  begin_dispatch(core, connection);
+  const ssize_t returned = read_some(core, connection);
+  // An end and an error are beyond every size, as one less than 0 or than a negated errno.
+  if (static_cast<std::size_t>(returned) - 1 < core.options.receive_buffer_bytes - 1) [[likely]] {
+    core.stamp_soon(&connection.last_received_);
+    if (connection.has(Connection::awaits_message)) [[unlikely]]
+      message_begins(core, connection);
+    deliver(core, connection, static_cast<std::size_t>(returned));
+  } else {
+    receive(core, connection, readiness, returned);
+  }
+  end_dispatch(core, connection, readiness);
+}
+
+[[gnu::noinline]] void ConnectionLife::ready_otherwise(ReactorCore& core, Connection& connection, Readiness readiness) {
+  if (connection.stage_ == Connection::Stage::connecting) return confirm_connect(core, connection, readiness);
+  if (connection.stage_ != Connection::Stage::open) return;
+  begin_dispatch(core, connection);
+  if (connection.has(held)) {
+    hear_while_held(core, connection, readiness);
+  } else if (worth_receiving(connection, readiness)) {
+    receive(core, connection, readiness, read_some(core, connection));
+  }
+  end_dispatch(core, connection, readiness);
 }
 
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept { write_out(core, static_cast<Connection&>(source)); }
-
-[[gnu::noinline]] void ConnectionLife::receive_if_worth(ReactorCore& core, Connection& connection, Readiness readiness) {
-  if (connection.has(held)) return hear_while_held(core, connection, readiness);
-  if (worth_receiving(connection, readiness)) receive(core, connection, readiness, read_some(core, connection));
-}
 
 /// Whether readiness that is not simply "readable" is a reason to ask recv.
 bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness) {
@@ -218,6 +230,7 @@ bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes by
     end(connection, CloseReason::system_error, ENOMEM, number(Operation::send));
     return false;
   }
+  connection.set(Connection::has_queue);
   connection.queued_bytes_ += static_cast<std::uint32_t>(bytes.size());
   if (connection.queued_bytes_ <= connection.policy_->high_mark) return true;
   connection.set(Connection::above_high_mark);
@@ -235,7 +248,7 @@ inline void ConnectionLife::gather(ReactorCore& core, Bytes bytes) {
 
 /// The hot half: a small piece to the connection being dispatched, nothing queued before it, is gathered.
 Result<void> Connection::send(Bytes bytes) {
-  if ((flags_ & (is_established | closing | finish_wanted | lingering)) == is_established && queue_ == nullptr) [[likely]] {
+  if ((flags_ & (is_established | closing | finish_wanted | lingering | has_queue)) == is_established) [[likely]] {
     ReactorCore& core = *policy_->core;
     core.assert_thread();
     if (core.gathers_for(*this) && send_progress_ != nothing_outstanding && bytes.size() - 1 < large_piece_bytes - 1 &&
@@ -342,6 +355,7 @@ void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
     connection.queued_bytes_ -= static_cast<std::uint32_t>(taken);
     if (taken < wanted) return stall(core, connection);
   }
+  connection.clear(Connection::has_queue);
 }
 
 /// Hands the kernel what is queued, and then whatever follows from there being nothing left.

@@ -89,7 +89,9 @@ struct ConnectionLife {
   static void stop(ReactorCore& core, Source& source, bool at_once) noexcept;
 
   // Where readiness becomes outcomes.
-  static void exchange(ReactorCore& core, Connection& connection, Readiness readiness);
+  static void ready_otherwise(ReactorCore& core, Connection& connection, Readiness readiness);
+  static void begin_dispatch(ReactorCore& core, Connection& connection);
+  static void end_dispatch(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static bool is_plain(const Connection& connection, Readiness readiness);
   [[nodiscard]] static bool is_drained_when_short(const Connection& connection, Readiness readiness);
   [[nodiscard]] static ssize_t read_some(ReactorCore& core, const Connection& connection);
@@ -97,7 +99,6 @@ struct ConnectionLife {
   static void deliver(ReactorCore& core, Connection& connection, std::size_t size);
   static void count_received(ReactorCore& core, Connection& connection, std::size_t size);
   static void count_discarded(Connection& connection, std::uint64_t size);
-  static void receive_if_worth(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static bool worth_receiving(Connection& connection, Readiness readiness);
   static void heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned);
   static void write_ready(ReactorCore& core, Connection& connection, Readiness readiness);
@@ -191,13 +192,14 @@ struct ConnectionLife {
   static const SourceOperations operations;
 };
 
-/// With the next reading of the clock. The node needs no move: while a message is awaited it stands no later than one that began
-/// at once would need it (next_look).
+/// With the next reading of the clock; the caller made room for a stamp. The node needs no move: while a message is awaited it
+/// stands no later than one that began at once would need it (next_look).
 inline void ConnectionLife::message_begins(ReactorCore& core, Connection& connection) {
   connection.clear(Connection::awaits_message);
-  connection.side_->received.close_until({});
-  connection.side_->received_before = connection.received_;
-  core.stamp_soon_if_room(&connection.side_->message_began);
+  ConnectionSide& side = *connection.side_;
+  side.received.close_until({});
+  side.received_before = connection.received_;
+  core.stamp_soon(&side.message_began);
 }
 
 }  // namespace vigil

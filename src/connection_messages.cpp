@@ -17,6 +17,7 @@ void Connection::begin_message() {
   core.assert_thread();
   if (ConnectionLife::side_of(core, *this) == nullptr)
     return ConnectionLife::end(*this, CloseReason::system_error, ENOMEM, number(Operation::begin_message));
+  core.make_room_for_stamp();
   ConnectionLife::message_begins(core, *this);
   core.read_clock();
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);

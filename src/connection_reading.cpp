@@ -160,7 +160,9 @@ void ConnectionLife::keep_tail(Connection& connection, Bytes bytes, std::size_t 
   }
   side->tail_bytes = static_cast<std::uint32_t>(tail.size());
   connection.set(Connection::has_tail);
-  if (connection.has(Connection::awaits_message)) message_begins(core, connection);
+  if (!connection.has(Connection::awaits_message)) return;
+  core.make_room_for_stamp();
+  message_begins(core, connection);
 }
 
 void handler_detail::not_all_consumed(Connection& connection, Bytes bytes, std::size_t consumed) noexcept {

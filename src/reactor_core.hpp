@@ -39,7 +39,7 @@ struct Mailbox::Shared {
 struct ReactorCore {
   explicit ReactorCore(const ReactorOptions& given);
   ~ReactorCore() = default;
-  /// The end: tells every life that is left, then lets go of everything. Once, before the destructor.
+  /// The end: tells every life that is left, then lets go of everything. Before the destructor; a second time changes nothing.
   void close();
   ReactorCore(const ReactorCore&) = delete;
   ReactorCore& operator=(const ReactorCore&) = delete;
@@ -53,16 +53,14 @@ struct ReactorCore {
     return now;
   }
   /// `*stamp` gets the time of the next clock reading. It must stay where it is until then (slots do: they are reclaimed later).
-  /// Once for each source: dispatched() keeps room for it.
   void stamp_soon(Instant* stamp) { stamps[stamps_wanted++] = stamp; }
-  /// Any number of times.
-  void stamp_soon_if_room(Instant* stamp) {
+  /// There is room for two stamps when a source is dispatched; who wants more makes sure before each.
+  void make_room_for_stamp() {
     if (stamps_wanted == stamps.size()) read_clock();
-    stamp_soon(stamp);
   }
   /// After each dispatched source: keeps stamps from growing old, and room for the next source's.
   void dispatched() {
-    if (stamps_wanted == stamps.size()) read_clock();
+    if (stamps_wanted >= stamps.size() - 1) read_clock();
   }
 
   // --- sources

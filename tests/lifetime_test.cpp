@@ -11,10 +11,12 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "connection_life.hpp"
 #include "support/hooks.hpp"
 
 namespace {
@@ -556,6 +558,88 @@ TEST_CASE("connections that end each other from on_close are each told once") {
     REQUIRE(reactor.turn(std::chrono::milliseconds(test::patience_ms / 10) * (hooks.records.size() < clients.size())));
   CHECK(hooks.records.size() == clients.size());
   test::check_all_told(reactor);
+}
+
+// --- lives in the same slot, events in the same batch
+
+/// The slab of `reactor` that its connections live in.
+vigil::SourceSlab& connection_slab(Reactor& reactor) {
+  for (auto& slab : vigil::ReactorCore::of(reactor).slabs_)
+    if (slab->construct() == &vigil::ConnectionLife::construct_slot) return *slab;
+  FAIL("it has none");
+  return *vigil::ReactorCore::of(reactor).slabs_.front();
+}
+
+TEST_CASE("a slot whose generations are used up retires: a handle to none of its lives ever meets another") {
+  constexpr std::uint32_t generation_max = 2;
+  constexpr std::size_t lives = 50;
+  test::Hooks hooks;
+  Reactor reactor;
+  {
+    // A slab of the shape the listener will ask for, found instead of a new one.
+    test::Hooks its_hooks;
+    Reactor other;
+    const test::HookedListener server(other, its_hooks);
+    const vigil::SourceSlab& shape = connection_slab(other);
+    vigil::ReactorCore::of(reactor).slabs_.push_back(
+        std::make_unique<vigil::SourceSlab>(shape.slot_bytes(), shape.alignment(), shape.construct(), generation_max));
+  }
+  const vigil::SourceSlab& slab = connection_slab(reactor);
+  const test::HookedListener server(reactor, hooks);
+  std::set<const Connection*> slots;
+  const test::Client last = [&] {
+    for (std::size_t life = 1; life <= lives; ++life) {
+      const test::Client client = test::connect_client(reactor, hooks, server.address);
+      REQUIRE(slab.taken() == 1);  // it is this slab that is used
+      slots.insert(&*client.connection);
+      client.connection->abort();
+      REQUIRE(test::turn_until(reactor, [&] { return hooks.records.size() == life; }));
+    }
+    return test::connect_client(reactor, hooks, server.address);
+  }();
+  CHECK(slots.size() >= lives / (generation_max + 1));
+  for (const ConnectionHandle& handle : hooks.opened) {
+    if (handle == last.connection) continue;
+    CHECK_FALSE(handle);
+    CHECK(handle->abort().error() == Error{"abort", EBADF});
+    CHECK(handle->send("x").error() == Error{"send", EBADF});
+  }
+  test::turn_at_once(reactor);
+  CHECK(last.connection->is_open());
+  CHECK(hooks.records.size() == lives);
+}
+
+TEST_CASE("who comes to a listener that another's callback closed in the same batch reaches nothing that took its descriptor") {
+  test::Hooks hooks;
+  Reactor reactor;
+  const test::HookedListener server(reactor, hooks);
+  test::Client a = test::connect_client(reactor, hooks, server.address);
+  const test::PeerListener elsewhere;
+  Connector<test::HookedHandler> connector(reactor, {}, hooks.make());
+  const int number = ::dup(0);
+  ::close(number);
+  std::optional<test::HookedListener> closed(std::in_place, reactor, hooks);
+  bool destroys = false;
+  SUBCASE("closed") {}
+  SUBCASE("destroyed") { destroys = true; }
+  ConnectionHandle attempt;
+  hooks.on_receive = [&](Connection&, Bytes) {
+    destroys ? closed.reset() : closed->listener.close();
+    attempt = *connector.connect(elsewhere.address());
+  };
+  const std::uint64_t events_before = reactor.counters().events;
+  a.peer.send("close it");
+  const test::Peer late(closed->address);  // behind a's bytes in the kernel's list of what is ready
+  REQUIRE(test::wait_for(number, POLLIN));
+
+  test::turn_at_once(reactor);
+
+  CHECK(reactor.counters().events - events_before == 2);
+  REQUIRE(attempt);
+  CHECK(attempt->descriptor() == number);
+  CHECK(test::turn_until(reactor, [&] { return attempt->is_open(); }));
+  CHECK(hooks.opened.size() == 2);
+  CHECK(hooks.records.empty());
 }
 
 // --- writes to another connection

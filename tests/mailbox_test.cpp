@@ -234,6 +234,23 @@ TEST_SUITE("threads") {
     }
   }
 
+  TEST_CASE("a task posted to a reactor that is gone is destroyed by the thread that posts it, before post returns") {
+    std::optional<Reactor> reactor(std::in_place);
+    const Mailbox mailbox = reactor->mailbox();
+    reactor.reset();
+    std::thread other([&mailbox] {
+      std::thread::id destroyed_by;
+      Alive task(new int(0), [&destroyed_by](const int* held) {
+        destroyed_by = std::this_thread::get_id();
+        delete held;
+      });
+      const auto answer = mailbox.post([task = std::move(task)] { std::abort(); });
+      if (answer || answer.error() != Error{"post", ESHUTDOWN}) std::abort();
+      if (destroyed_by != std::this_thread::get_id()) std::abort();
+    });
+    other.join();
+  }
+
   TEST_CASE("the process's timeouts may be replaced by any thread while connections are made") {
     const test::ProcessTimeouts process;
     test::Hooks hooks;

@@ -140,6 +140,7 @@ class Connection final : private Source {
     has_tail = 1 << 18,         // side_->tail holds what on_receive left
     tail_wanted = 1 << 19,      // ... and it is to be handed over even if nothing follows
     final_bytes = 1 << 20,      // on_receive is given the tail for the last time
+    has_queue = 1 << 22,        // queue_ holds something
     awaits_message = 1 << 21,   // between two messages: the next byte begins one
     is_established = 1U << 31,  // stage_ is open: asked together with the others by what is hot, and a sign is asked cheapest
   };

@@ -299,6 +299,7 @@ inline const char* Storm::problem_of(const StormLife& life) {
       if (!finished && !(was_reset && owed > 0)) return "it was a reset if it was owed something, else an orderly end";
       break;
   }
+  if (finished && record.unsent != 0) return "it was owed bytes that were never sent: that is no orderly end";
   if (!life.bytes_right) return "other bytes were received than sent";
   if (record.received > life.sent || record.received < life.acknowledged) return "bytes that arrived were not received";
   if (finished && record.received != life.sent) return "an end was told before the bytes in front of it";
