@@ -19,6 +19,7 @@ import threading
 import time
 import traceback
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 PATIENCE = 60.0
 USAGE = 64
 
@@ -101,6 +102,14 @@ class Echo(Tool):
         return socket.create_connection((host, int(port)), PATIENCE)
 
 
+@contextlib.contextmanager
+def standing_still(tool):
+    """What happens meanwhile the tool meets all at once, however slow this machine is."""
+    tool.process.send_signal(signal.SIGSTOP)
+    yield
+    tool.process.send_signal(signal.SIGCONT)
+
+
 def run(name, *arguments):
     """Exit status, stdout, stderr."""
     done = subprocess.run(
@@ -171,9 +180,28 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
         ("echo", "--listen", "localhost:http"),
         ("echo", "--listen", "a\nb:1"),
         ("echo", "--flood", "--reply-per-message", "10"),
+        ("echo", "--flood", "--reply-delay", "1s"),
+        ("echo", "--reply-per-message", "1001", "--backlog-max", "1000"),
+        ("echo", "--reply-delay", "-1s"),
+        ("echo", "--stats", "0s"),
+        ("echo", "--accept-timeout", "0s"),
+        ("echo", "--message-timeout", "0s"),
+        ("echo", "--min-receive-rate", "0"),
+        ("echo", "--min-send-rate", "fast"),
+        ("echo", "--min-send-rate", "1", "--rate-window", "0s"),
+        ("echo", "--min-send-rate", "1", "--rate-grace", "never"),
+        ("echo", "--rate-grace", "1s"),
+        ("echo", "--rate-window", "1s"),
+        ("echo", "--when-backlogged", "wait"),
+        ("echo", "--when-backlogged", "pause", "--backlog-max", "4095"),
+        ("echo", "--when-backlogged", "pause", "--backlog-max", "5095", "--reply-per-message", "1000"),
         ("probe",),
         ("probe", "127.0.0.1:0"),
         ("probe", "127.0.0.1:1", "--source", "[::1]:0"),
+        ("probe", "127.0.0.1:1", "--read-rate", "0"),
+        ("probe", "127.0.0.1:1", "--flood", "--finish"),
+        ("probe", "127.0.0.1:1", "--rate-grace", "1s"),
+        ("probe", "127.0.0.1:1", "--backlog-max", "1000"),
         ("load",),
         ("load", "127.0.0.1:1", "--connections", "0"),
         ("load", "127.0.0.1:1", "--size", "0"),
@@ -211,6 +239,15 @@ def an_unknown_option_is_named_whatever_else_is_wrong():
     equal(error, "vigil-probe: unknown options --rate -x (see vigil-probe --help)\n", "two of them")
     _, _, error = run("echo", "--", "--nope")
     true("unknown option" not in error and "--nope" in error, f"after --: {error!r}")
+
+
+@test
+def the_checks_take_no_unknown_option():
+    for driver in ([ROOT / "tools/check"], [sys.executable, ROOT / "tools/checks.py"]):
+        for wrong in (["--nope"], ["--full", "nope"]):
+            done = subprocess.run([*driver, *wrong], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
+            equal((done.returncode, done.stdout, done.stderr.count("\n")), (USAGE, "", 1), f"{driver[-1]} {wrong}")
+            true(f"'{wrong[-1]}'" in done.stderr, done.stderr)
 
 
 @test
@@ -272,14 +309,31 @@ def lines_for_people_name_the_address_and_the_reason():
         equal(echo.end(signal.SIGINT), 0, "status")
 
 
+def told_as(closed, reason, least_age_ms):
+    """A limit of the tool's own ended it, and not before its time."""
+    true(closed["age_ms"] >= least_age_ms, f"closed before its time: {closed}")
+    got = {member: closed[member] for member in ("reason", "origin", "phase", "errno", "operation", "cut_short")}
+    policy = {"origin": "policy", "phase": "open", "errno": 0, "operation": None, "cut_short": "none"}
+    equal(got, {"reason": reason, **policy}, "the record")
+
+
 @test
 def the_deadlines_on_the_command_line_are_each_their_own_reason():
     for kind in ("first-byte", "receive"):
         with Echo(f"--{kind}-timeout", "50ms") as echo, echo.client() as mute:
             equal(mute.recv(1), b"")
-            closed = echo.event("closed")
-            equal(closed["reason"], f"{kind.replace('-', '_')}_timed_out")
-            true(closed["age_ms"] >= 50, f"closed before its time: {closed}")
+            told_as(echo.event("closed"), f"{kind.replace('-', '_')}_timed_out", 50)
+    with Echo("--message-timeout", "50ms") as echo, echo.client() as client:
+        client.sendall(b"no end of a line")
+        told_as(echo.event("closed"), "message_timed_out", 50)
+    rate = ["--rate-grace", "200ms", "--rate-window", "100ms"]
+    with Echo("--min-receive-rate", 1000, *rate) as echo, echo.client() as client:
+        client.sendall(b"no end of a line")
+        told_as(echo.event("closed"), "receive_too_slow", 300)
+    with Echo("--flood", "--min-send-rate", 1000, *rate) as echo, echo.client():
+        closed = echo.event("closed")
+        told_as(closed, "send_too_slow", 300)
+        true(closed["unsent"] > 1 << 20 and closed["unacknowledged"] > 0, closed)
     with Echo("--flood", "--send-timeout", "100ms") as echo, echo.client():
         equal(echo.event("closed")["reason"], "send_timed_out")
     with Echo("--accept-timeout", "30ms") as echo:
@@ -294,6 +348,63 @@ def a_client_that_reads_nothing_meets_the_backlog_bound():
             while True:
                 client.sendall(bytes(65536))
         equal(echo.event("closed")["reason"], "backlog_full")
+
+
+@test
+def between_two_messages_no_message_is_late_or_slow():
+    by_line = (b"one\ntwo\n", b"three\nand the beg", b"inning")
+    by_size = (b"0123456789abcdefghij", b"0123456789abc", b"defghi")
+    rate = ["--min-receive-rate", 1000, "--rate-grace", "100ms", "--rate-window", "50ms"]
+    for whole, piece, rest in (by_line, by_size):
+        for limit, reason, least_ms in (["--message-timeout", "150ms"], "message_timed_out", 150), (rate, "receive_too_slow", 150):
+            extra = ["--reply-per-message", 10] if whole is by_size[0] else []
+            with Echo(*limit, *extra) as echo, contextlib.ExitStack() as clients:
+                with standing_still(echo):
+                    patient = clients.enter_context(echo.client())
+                    patient.sendall(whole)
+                equal(patient.recv(len(whole), socket.MSG_WAITALL), whole, "the echo of whole messages")
+                late = clients.enter_context(echo.client())
+                told_as(closed := echo.event("closed"), reason, least_ms)
+                equal(closed["peer"], "{}:{}".format(*late.getsockname()), "who was late")
+                with standing_still(echo):  # now the patient one, who is older, is late too
+                    patient.sendall(piece)
+                    patient.sendall(rest)
+                told_as(closed := echo.event("closed"), reason, 2 * least_ms)
+                true(closed["silent_ms"] >= least_ms, f"closed before its time: {closed}")
+                equal(closed["received"], len(whole + piece + rest), "what was received")
+
+
+@test
+def a_client_that_reads_nothing_is_read_no_more_where_pausing_is_asked_for():
+    for bound, extra, size in (
+        (100_000, [], 16 << 20),
+        (4096, [], 16 << 20),
+        (100_000, ["--reply-per-message", 1000], 16 << 20),
+        (100_000, ["--reply-per-message", 90_000], 16 << 20),
+        (100_000, ["--reply-delay", "1ms"], 16 << 20),
+        (100_000, ["--reply-delay", "1ms", "--reply-per-message", 777], 16 << 20),
+    ):
+        told = f"a bound of {bound}, {extra}"
+        with Echo("--when-backlogged", "pause", "--backlog-max", bound, "--stats", "5ms", *extra) as echo, echo.client() as client:
+
+            def send_all():
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(bytes(size))
+                    client.shutdown(socket.SHUT_WR)
+
+            sender = threading.Thread(target=send_all, daemon=True)
+            sender.start()
+            unmoved, before = 0, 0
+            while unmoved < 20:  # the server stands, as far as one can see; if it does not, the test asks for less
+                stats = echo.event("stats")
+                equal(stats["closed"], 0, f"{told}: closed while nothing was read")
+                true(stats["received_bytes"] - stats["sent_bytes"] <= bound, f"{told}: more waits than that: {stats}")
+                unmoved = unmoved + 1 if stats["received_bytes"] == before > 0 else 0
+                before = stats["received_bytes"]
+            equal(len(read_to_the_end(client)), size, f"{told}: what came back once it was read")
+            closed = echo.event("closed")
+            equal((closed["reason"], closed["received"], closed["handed_to_kernel"]), ("peer_finished", size, size), told)
+            sender.join(PATIENCE)
 
 
 @test
@@ -473,6 +584,66 @@ def a_held_probe_stays_and_tells_how_the_connection_ends():
 
 
 @test
+def a_probe_without_a_way_says_unreachable():
+    status, out, error = run("probe", "255.255.255.255:9")  # no stream goes to a broadcast address
+    equal((status, error), (3, ""))
+    true(" unreachable after " in out, out)
+    status, out, _ = run("probe", "255.255.255.255:9", "--json")
+    equal((status, json.loads(out)["reason"], json.loads(out)["origin"]), (3, "connect_unreachable", "network"))
+
+
+@test
+def a_deadline_or_rate_given_to_a_probe_holds_the_connection_until_it_passes():
+    rate = ["--rate-grace", "100ms", "--rate-window", "50ms"]
+    with socket.create_server(("127.0.0.1", 0)) as silent, python_server(lambda some, before: some) as echoing:
+        address = "127.0.0.1:{}".format(silent.getsockname()[1])
+        for options, reason, least_ms in (
+            (["--first-byte-timeout", "50ms"], "first_byte_timed_out", 50),
+            (["--receive-timeout", "50ms"], "receive_timed_out", 50),
+            (["--message-timeout", "50ms"], "message_timed_out", 50),
+            (["--min-receive-rate", 1, *rate], "receive_too_slow", 150),
+            (["--flood", "--send-timeout", "100ms"], "send_timed_out", 100),
+            (["--flood", "--min-send-rate", 1, *rate], "send_too_slow", 150),
+        ):
+            status, out, error = run("probe", address, "--json", *options)
+            equal((status, error), (4, ""), f"{options}")
+            opened, closed = map(json.loads, out.splitlines())
+            equal((opened["event"], closed["event"]), ("opened", "closed"), f"{options}")
+            told_as(closed, reason, least_ms)
+        # Zeros come back, and no end of a line: the message that began with the connection is late, the first byte is not.
+        status, out, _ = run("probe", echoing, "--json", "--flood", "--first-byte-timeout", "30s", "--message-timeout", "300ms")
+        closed = json.loads(out.splitlines()[-1])
+        told_as(closed, "message_timed_out", 300)
+        true(closed["received"] > 0, closed)
+
+
+@test
+def a_held_probe_that_is_asked_to_end_waits_for_the_drain_deadline():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = "127.0.0.1:{}".format(silent.getsockname()[1])
+        with Tool("probe", address, "--drain-timeout", "50ms", "--json") as probe:
+            probe.event("opened")
+            equal(probe.end(signal.SIGTERM), 4, "status")
+            closed = probe.events("closed")[0]
+            equal((closed["reason"], closed["cut_short"]), ("local_close", "timed_out"))
+
+
+@test
+def a_probe_reads_no_faster_than_it_is_told_and_still_reads_it_all():
+    for read_rate, size in (400_000, 200_000), (3000, 4000), (100_000_000, 30_000_000):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = "127.0.0.1:{}".format(server.getsockname()[1])
+            with Tool("probe", address, "--read-rate", read_rate, "--json") as probe:
+                connection = server.accept()[0]
+                with connection:
+                    connection.sendall(bytes(size))
+                closed = probe.event("closed")
+                equal(probe.end(), 0, "status")
+            equal((closed["reason"], closed["received"]), ("peer_finished", size), f"{read_rate} bytes a second")
+            true(closed["age_ms"] >= 1000 * size / read_rate - 101, f"{read_rate} bytes a second: read too fast: {closed}")
+
+
+@test
 def a_flooding_probe_fills_a_server_that_does_not_read():
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = "127.0.0.1:{}".format(server.getsockname()[1])
@@ -500,7 +671,10 @@ def a_load_counts_measures_and_finds_no_error():
             true(result["messages"] > 0 and result["bytes"] > 0 and result["seconds"] > 0, f"{extra}: {result}")
             order = [result[key] for key in ("p50_ns", "p90_ns", "p99_ns", "p999_ns", "max_ns")]
             equal(order, sorted(order), f"{extra}: the quantiles' order")
+            members = "event time_ns messages bytes errors seconds p50_ns p90_ns p99_ns p999_ns max_ns".split()
+            equal(list(result), members + (["due", "never_sent"] if "--rate" in extra else []), f"{extra}: the members")
             if "--rate" in extra:
+                equal(result["due"], 150, f"{extra}: 500 a second for 300 ms")
                 true(result["messages"] <= 0.35 * 500 + 1, f"{extra}: {result['messages']} messages are more than were due")
         equal(echo.end(signal.SIGTERM), 0, "the server's status")
         equal(len(echo.events("opened")), len(echo.events("closed")), "opened and closed")

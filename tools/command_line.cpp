@@ -69,6 +69,22 @@ Address resolve(const std::string& option, const std::string& host, const std::s
   return from_system(*best->ai_addr);
 }
 
+/// The usage line as manual pages have it, what must be given before what may be.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string name) const override {
+    std::string line = "\nUsage: " + name;
+    for (const CLI::Option* each : app->get_options([](const CLI::Option* option) { return option->get_positional(); })) {
+      line += " " + each->get_type_name();
+    }
+    return line + " [OPTIONS]\n";
+  }
+  std::string make_positionals(const CLI::App*) const override { return ""; }  // the usage line has said it
+  std::string make_help(const CLI::App* app, std::string name, CLI::AppFormatMode mode) const override {
+    return CLI::detail::find_and_replace(CLI::Formatter::make_help(app, name, mode), "\n\n\n", "\n\n");
+  }
+};
+
 }  // namespace
 
 std::optional<Duration> parse_duration(std::string_view text) {
@@ -120,20 +136,21 @@ Address parse_address(const std::string& option, const std::string& text) {
 }
 
 CommandLine::CommandLine(std::string name, const std::string& purpose) : name_(std::move(name)), app_(purpose, name_) {
-  app_.set_help_flag("-h,--help", "Print this and exit");
+  app_.set_help_flag("-h,--help", "Print this and exit")->group(heading_);
+  app_.formatter(std::make_shared<HelpFormatter>());
   app_.get_formatter()->column_width(34);
   app_.footer(
-      "Durations read 250ms, 30s, 2m. Addresses read 127.0.0.1:7000, [::1]:7000, [fe80::1%eth0]:7000, localhost:7000,\n"
-      "unix:/path, unix:@abstract. A wrong option or value ends with status 64.");
+      "Durations read 250ms, 30s, 2m; a timeout may be never. Addresses read 127.0.0.1:7000, [::1]:7000,\n"
+      "[fe80::1%eth0]:7000, localhost:7000, unix:/path, unix:@abstract. A wrong option or value ends with status 64.");
 }
 
 CLI::Option* CommandLine::text(const std::string& name, const std::string& type, const std::string& help,
                                std::function<void(const std::string&)> take) {
-  return app_.add_option_function<std::string>(name, std::move(take), help)->type_name(type);
+  return app_.add_option_function<std::string>(name, std::move(take), help)->type_name(type)->group(heading_);
 }
 
 CLI::Option* CommandLine::flag(const std::string& name, bool& into, const std::string& help) {
-  return app_.add_flag(name, into, help)->disable_flag_override();
+  return app_.add_flag(name, into, help)->disable_flag_override()->group(heading_);
 }
 
 CLI::Option* CommandLine::timeout(const std::string& name, Timeout& into, const std::string& help) {
@@ -172,6 +189,17 @@ CLI::Option* CommandLine::number(const std::string& name, const std::string& uni
           name, "'" + value + "' is not a whole number from " + std::to_string(at_least) + " to " + std::to_string(at_most));
     }
     into = parsed;
+  });
+}
+
+CLI::Option* CommandLine::choice(const std::string& name, const std::vector<std::string>& words, std::size_t& into,
+                                 const std::string& help) {
+  std::string all;
+  for (const std::string& word : words) all += (all.empty() ? "" : "|") + word;
+  return text(name, all, help, [name, words, all, &into](const std::string& value) {
+    const auto found = std::find(words.begin(), words.end(), value);
+    if (found == words.end()) throw CLI::ValidationError(name, "'" + value + "' is not one of " + all);
+    into = static_cast<std::size_t>(found - words.begin());
   });
 }
 
@@ -223,16 +251,6 @@ int CommandLine::refuse(const std::string& problem) const {
   }
   std::fprintf(stderr, "%s\n", line.c_str());
   return exit_usage;
-}
-
-void add_connection_timeouts(CommandLine& command_line, Timeouts& timeouts) {
-  command_line.timeout("--first-byte-timeout", timeouts.first_byte, "Close a connection that sends nothing at all for this long");
-  command_line.timeout("--receive-timeout", timeouts.receive, "Close a connection that is silent for this long");
-  command_line.timeout("--send-timeout", timeouts.send, "Close a connection whose peer acknowledges nothing for this long");
-  command_line.timeout("--drain-timeout", timeouts.drain, "At a graceful close wait this long for the peer's end (5s)")
-      ->check(
-          [](const std::string& value) { return value == "never" ? std::string("a drain must end: never is not possible") : ""; },
-          "");
 }
 
 }  // namespace vigil::tools

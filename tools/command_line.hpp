@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "vigil/address.hpp"
 #include "vigil/time.hpp"
@@ -34,12 +35,17 @@ class CommandLine {
  public:
   CommandLine(std::string name, const std::string& purpose);
 
+  /// The heading in --help above the options added from now on.
+  void heading(const std::string& heading) { heading_ = heading; }
+
   CLI::Option* flag(const std::string& name, bool& into, const std::string& help);
   /// 1 ms to 10 years, or `never`.
   CLI::Option* timeout(const std::string& name, Timeout& into, const std::string& help);
   CLI::Option* duration(const std::string& name, Duration& into, Duration at_least, const std::string& help);
   CLI::Option* number(const std::string& name, const std::string& unit, std::uint64_t& into, std::uint64_t at_least,
                       std::uint64_t at_most, const std::string& help);
+  /// One of some words; `into` is its index.
+  CLI::Option* choice(const std::string& name, const std::vector<std::string>& words, std::size_t& into, const std::string& help);
   CLI::Option* address(const std::string& name, Address& into, const std::string& help);
   /// The mandatory HOST:PORT of a client.
   CLI::Option* target(Address& into, const std::string& help);
@@ -58,9 +64,7 @@ class CommandLine {
 
   std::string name_;
   CLI::App app_;
+  std::string heading_ = "Options";
 };
-
-/// The timeouts that every tool with connections has.
-void add_connection_timeouts(CommandLine& command_line, Timeouts& timeouts);
 
 }  // namespace vigil::tools

@@ -2,13 +2,16 @@
 #include <cstdio>
 #include <deque>
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "command_line.hpp"
+#include "connection_options.hpp"
 #include "event_report.hpp"
 #include "flood.hpp"
 #include "interruption.hpp"
 #include "line_output.hpp"
+#include "message_marks.hpp"
 #include "readable.hpp"
 #include "vigil/vigil.hpp"
 
@@ -20,6 +23,7 @@ using namespace std::chrono_literals;
 
 struct Settings {
   Address address;
+  ReactorOptions reactor;
   ListenerOptions listener;
   std::size_t message_bytes = 0;  // 0: as the bytes come
   Duration reply_delay{};
@@ -31,7 +35,7 @@ struct Settings {
 /// What all connections share. The reactor comes last: its destructor still tells handlers the end of their connections.
 struct Service {
   Service(const Settings& given, LineOutput& output)
-      : settings(given), report(output, reactor, given.json ? Format::json : Format::people, 0) {}
+      : settings(given), report(output, reactor, given.json ? Format::json : Format::people, 0), reactor(given.reactor) {}
 
   const Settings& settings;
   EventReport report;
@@ -39,20 +43,25 @@ struct Service {
   Reactor reactor;
 };
 
-/// What every kind of connection does: it has an id, and its beginning and end are told.
+/// What every kind of connection does: it has an id, its beginning and end are told, and its messages are marked.
 struct Told {
-  explicit Told(Service& shared) : service(&shared), id(++shared.last_id) {}
+  explicit Told(Service& shared)
+      : service(&shared), id(++shared.last_id), marks(shared.settings.listener.timeouts, shared.settings.message_bytes) {}
 
   void on_open(Connection& peer) { service->report.opened(id, peer.peer()); }
   void on_close(Connection& peer, const CloseRecord& why) { service->report.closed(id, peer.peer(), why); }
 
   Service* service;
   std::uint64_t id;
+  MessageMarks marks;
 };
 
 struct Echo : Told {
   using Told::Told;
-  void on_receive(Connection& peer, Bytes bytes) { peer.send(bytes); }
+  void on_receive(Connection& peer, Bytes bytes) {
+    marks.mark(peer, bytes);
+    peer.send(bytes);
+  }
 };
 
 /// Cuts a stream into messages of one size; with size 0 each piece that comes is one.
@@ -92,6 +101,7 @@ struct MessageEcho : Told {
   explicit MessageEcho(Service& shared) : Told(shared), messages(shared.settings.message_bytes) {}
 
   void on_receive(Connection& peer, Bytes bytes) {
+    marks.mark(peer, bytes);
     messages.split(bytes, [&peer](Bytes message) { peer.send(message); });
   }
   void on_peer_finished(Connection& peer) {
@@ -112,7 +122,12 @@ struct DelayedEcho : Told {
     timer = Timer(service->reactor, [handle = peer.handle()] { handle->handler<DelayedEcho>().send_due(*handle); });
   }
   void on_receive(Connection& peer, Bytes bytes) {
+    marks.mark(peer, bytes);
     messages.split(bytes, [&](Bytes message) { hold(peer, message); });
+    const ListenerOptions& options = service->settings.listener;
+    if (options.when_backlogged == WhenBacklogged::pause_reading &&
+        held_bytes + peer.backlog_bytes() > options.backlog_high_mark_bytes)
+      (void)peer.pause_reading();
   }
   void on_peer_finished(Connection& peer) {
     messages.finish([&](Bytes rest) { hold(peer, rest); });
@@ -155,6 +170,7 @@ struct DelayedEcho : Told {
       peer.send(Bytes(held.front().bytes));
       held.pop_front();
     }
+    if (held_bytes <= service->settings.listener.backlog_low_mark_bytes) (void)peer.resume_reading();
     if (!held.empty()) {
       (void)timer.arm_at(held.front().due);
     } else if (finished) {
@@ -177,7 +193,7 @@ struct FloodingEcho : Told {
     Told::on_open(peer);
     fill(peer);
   }
-  void on_receive(Connection&, Bytes) {}
+  void on_receive(Connection& peer, Bytes bytes) { marks.mark(peer, bytes); }
   void on_send_drained(Connection& peer) { fill(peer); }
   void fill(Connection& peer) { Flood(service->reactor, service->settings.listener.backlog_high_mark_bytes).fill(peer); }
 };
@@ -257,6 +273,27 @@ int run(const Settings& settings) {
   return finish_output("vigil-echo", output, status);
 }
 
+/// What the options say of the backlog, which must hold together. Nothing, or what is wrong.
+std::optional<std::string> settle_backlog(Settings& settings) {
+  constexpr std::size_t least_piece = 1024;  // no reactor receives less at once
+  ListenerOptions& listener = settings.listener;
+  if (settings.message_bytes > listener.backlog_bytes_max) return "--reply-per-message: a reply would pass --backlog-max";
+  // A bound smaller than the built-in marks moves them below it.
+  const std::size_t room = listener.backlog_bytes_max - settings.message_bytes;
+  listener.backlog_high_mark_bytes = std::min(listener.backlog_high_mark_bytes, room / 2);
+  listener.backlog_low_mark_bytes = std::min(listener.backlog_low_mark_bytes, listener.backlog_high_mark_bytes / 2);
+  if (listener.when_backlogged == WhenBacklogged::close) return std::nullopt;
+  if (room < 4 * least_piece) {
+    return "--when-backlogged pause needs a --backlog-max of at least " +
+           std::to_string(settings.message_bytes + 4 * least_piece);
+  }
+  // A pause begins after the piece that passed the mark, so there must be room for one more; delayed replies resume at the low
+  // mark while the send queue may stand at the high one.
+  const std::size_t piece = room - listener.backlog_high_mark_bytes - listener.backlog_low_mark_bytes;
+  settings.reactor.receive_buffer_bytes = std::min(settings.reactor.receive_buffer_bytes, piece);
+  return std::nullopt;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -265,29 +302,33 @@ int main(int argc, char** argv) {
   ListenerOptions& listener = settings.listener;
   std::uint64_t backlog_bytes_max = listener.backlog_bytes_max;
   std::uint64_t message_bytes = 0;
+  std::size_t when_backlogged = 0;
 
   CommandLine command_line("vigil-echo", "Sends back what it receives, and tells how every connection ended.");
   command_line.address("--listen", settings.address, "Listen here (127.0.0.1:7000); port 0: any, told in the first line");
-  add_connection_timeouts(command_line, listener.timeouts);
   command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
-  command_line.number("--backlog-max", "BYTES", backlog_bytes_max, 1, std::numeric_limits<std::uint32_t>::max(),
-                      "Close a connection that leaves more unread or waiting (16777216)");
-  command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
-                      "Messages have this size; each gets a send of its own");
-  command_line.duration("--reply-delay", settings.reply_delay, 0ms,
-                        "Each reply waits this long; --backlog-max bounds what waits");
-  command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying");
   command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
   command_line.flag("--json", settings.json, "One JSON object a line");
+
+  command_line.heading("Replies");
+  command_line.number("--reply-per-message", "BYTES", message_bytes, 1, 64 * 1024 * 1024,
+                      "Messages have this size and are no lines; each gets a send of its own");
+  command_line.duration("--reply-delay", settings.reply_delay, 0ms, "Each reply waits this long before it is sent");
+  command_line.flag("--flood", settings.flood, "Keep the send queue full instead of replying");
+  command_line.number("--backlog-max", "BYTES", backlog_bytes_max, 1, std::numeric_limits<std::uint32_t>::max(),
+                      "The most that may wait to be sent on a connection (16777216)");
+  command_line.choice("--when-backlogged", {"close", "pause"}, when_backlogged,
+                      "Before more waits: close the connection, or pause reading (close)");
+  ConnectionOptions common(command_line, listener.timeouts);
   if (const auto status = command_line.parse(argc, argv)) return *status;
+  if (const auto status = common.settle()) return *status;
   if (settings.flood && (message_bytes > 0 || settings.reply_delay > Duration::zero())) {
     return command_line.refuse("--flood sends no replies: it does not go with --reply-per-message or --reply-delay");
   }
 
-  // A bound smaller than the built-in marks moves them below it.
   listener.backlog_bytes_max = backlog_bytes_max;
-  listener.backlog_high_mark_bytes = std::min(listener.backlog_high_mark_bytes, backlog_bytes_max / 2);
-  listener.backlog_low_mark_bytes = std::min(listener.backlog_low_mark_bytes, listener.backlog_high_mark_bytes / 2);
+  listener.when_backlogged = when_backlogged == 0 ? WhenBacklogged::close : WhenBacklogged::pause_reading;
   settings.message_bytes = message_bytes;
+  if (const auto problem = settle_backlog(settings)) return command_line.refuse(*problem);
   return run(settings);
 }

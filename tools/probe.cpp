@@ -1,12 +1,15 @@
 // vigil-probe: says whether somebody answers at an address; with --hold stays, and tells how the connection ends.
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 
 #include "command_line.hpp"
+#include "connection_options.hpp"
 #include "event_report.hpp"
 #include "flood.hpp"
 #include "interruption.hpp"
 #include "line_output.hpp"
+#include "message_marks.hpp"
 #include "readable.hpp"
 #include "vigil/vigil.hpp"
 
@@ -20,7 +23,9 @@ enum ExitStatus { accepted_or_ended_orderly = 0, rejected = 1, timed_out = 2, un
 
 struct Settings {
   Address target;
+  ReactorOptions reactor;
   ConnectorOptions connector;
+  std::uint64_t read_rate = 0;  // bytes a second; 0: as they come
   bool hold = false;
   bool flood = false;
   bool finish = false;
@@ -56,10 +61,36 @@ ExitStatus status_of(const CloseRecord& why) {
   return orderly && why.cut_short == CutShort::none ? accepted_or_ended_orderly : ended_otherwise;
 }
 
+/// When to receive again, for a reader that is to take no more than some bytes a second.
+class Pace {
+ public:
+  explicit Pace(std::uint64_t bytes_per_second) : bytes_per_second_(static_cast<double>(bytes_per_second)) {}
+
+  /// So many bytes were received now. The time they take begins where the last ones' ended; what was late by a timer's tick is
+  /// made up for, an idle time is not.
+  Instant after(std::size_t bytes, Instant now) {
+    constexpr Duration made_up = 100ms;
+    const double nanoseconds = static_cast<double>(bytes) * 1e9 / bytes_per_second_;
+    free_at_ = std::max(free_at_, now - made_up) + Duration(static_cast<std::int64_t>(nanoseconds));
+    return free_at_;
+  }
+  void begin(Instant now) { free_at_ = now; }
+
+  /// A tenth of a second's bytes, as far as a reactor can receive so little at once.
+  static std::size_t piece(std::uint64_t bytes_per_second, std::size_t at_most) {
+    constexpr std::uint64_t least = 1024;
+    return static_cast<std::size_t>(std::clamp<std::uint64_t>(bytes_per_second / 10, least, at_most));
+  }
+
+ private:
+  double bytes_per_second_;
+  Instant free_at_{};
+};
+
 /// The reactor comes last: its destructor still tells the handler the end of its connection.
 struct Probe {
   Probe(const Settings& given, LineOutput& output)
-      : settings(given), report(output, reactor, given.json ? Format::json : Format::people) {}
+      : settings(given), report(output, reactor, given.json ? Format::json : Format::people), reactor(given.reactor) {}
 
   const Settings& settings;
   EventReport report;
@@ -69,7 +100,8 @@ struct Probe {
 };
 
 struct ProbeHandler {
-  Probe* probe;
+  explicit ProbeHandler(Probe& shared)
+      : probe(&shared), marks(shared.settings.connector.timeouts, 0), pace(shared.settings.read_rate) {}
 
   void on_open(Connection& peer) {
     if (probe->report.is_json()) probe->report.opened(1, probe->settings.target);
@@ -80,11 +112,21 @@ struct ProbeHandler {
       probe->reactor.stop();  // the answer is known; nobody needs to wait for the peer's end
       return;
     }
+    if (probe->settings.read_rate > 0) {
+      pace.begin(probe->reactor.now());
+      read_again = Timer(probe->reactor, [handle = peer.handle()] { handle->resume_reading(); });
+    }
     if (probe->settings.flood) fill(peer);
     if (probe->settings.finish) peer.finish();
   }
 
-  void on_receive(Connection&, Bytes) {}
+  void on_receive(Connection& peer, Bytes bytes) {
+    marks.mark(peer, bytes);
+    if (probe->settings.read_rate == 0) return;
+    const Instant now = probe->reactor.now();
+    const Instant again = pace.after(bytes.size(), now);
+    if (again > now && peer.pause_reading()) (void)read_again.arm_at(again);
+  }
   void on_send_drained(Connection& peer) {
     if (probe->settings.flood) fill(peer);
   }
@@ -105,6 +147,11 @@ struct ProbeHandler {
   }
 
   void fill(Connection& peer) { Flood(probe->reactor, probe->settings.connector.backlog_high_mark_bytes).fill(peer); }
+
+  Probe* probe;
+  MessageMarks marks;
+  Pace pace;
+  Timer read_again;
 };
 
 int fail(const std::string& what) {
@@ -118,7 +165,7 @@ int run(const Settings& settings) {
   {
     Probe probe(settings, output);
     Reactor& reactor = probe.reactor;
-    Connector<ProbeHandler> connector(reactor, settings.connector, [&probe](Connection&) { return ProbeHandler{&probe}; });
+    Connector<ProbeHandler> connector(reactor, settings.connector, [&probe](Connection&) { return ProbeHandler(probe); });
     ConnectionHandle connection;
 
     Interruption interruption;
@@ -147,20 +194,28 @@ int main(int argc, char** argv) {
       "Says whether somebody answers at an address: accepted, rejected, timed out, unreachable.\n"
       "Exit status: 0 accepted (and, held, ended orderly), 1 rejected, 2 timed out, 3 unreachable, 4 ended otherwise.");
   command_line.target(settings.target, "Connect here");
-  command_line.flag("--hold", settings.hold, "Stay, and tell how the connection ends");
   command_line.timeout("--connect-timeout", connector.timeouts.connect, "Give up an attempt without an answer after this long");
-  add_connection_timeouts(command_line, connector.timeouts);
-  command_line.flag("--finish", settings.finish, "Send our end, then read until the peer's (holds)");
-  command_line.flag("--flood", settings.flood, "Keep the send queue full (holds)");
   auto* const from = command_line.address("--source", source, "Connect from this address; port 0: any");
   command_line.flag("--json", settings.json, "One JSON object a line");
+
+  command_line.heading("Once accepted (each of these, and of those below, holds the connection)");
+  command_line.flag("--hold", settings.hold, "Stay, and tell how the connection ends");
+  command_line.flag("--finish", settings.finish, "Send our end, then read until the peer's");
+  command_line.flag("--flood", settings.flood, "Keep the send queue full");
+  command_line.number("--read-rate", "BYTES", settings.read_rate, 1, 1'000'000'000'000, "Read at most this many bytes a second");
+  ConnectionOptions common(command_line, connector.timeouts);
   if (const auto status = command_line.parse(argc, argv)) return *status;
+  if (const auto status = common.settle()) return *status;
   if (settings.flood && settings.finish) return command_line.refuse("--finish ends what --flood would send: give one of them");
 
   if (*from) {
     if (source.family() != settings.target.family()) return command_line.refuse("--source: not of the same kind as the address");
     connector.source = source;
   }
-  settings.hold = settings.hold || settings.flood || settings.finish;
+  if (settings.read_rate > 0) {
+    std::size_t& buffer = settings.reactor.receive_buffer_bytes;
+    buffer = Pace::piece(settings.read_rate, buffer);
+  }
+  settings.hold = settings.hold || settings.flood || settings.finish || settings.read_rate > 0 || common.given();
   return run(settings);
 }
