@@ -190,6 +190,7 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
         ("echo", "--min-send-rate", "fast"),
         ("echo", "--min-send-rate", "1", "--rate-window", "0s"),
         ("echo", "--min-send-rate", "1", "--rate-grace", "never"),
+        ("echo", "--max-connections", "0"),
         ("echo", "--rate-grace", "1s"),
         ("echo", "--rate-window", "1s"),
         ("echo", "--when-backlogged", "wait"),
@@ -528,6 +529,24 @@ def out_of_descriptors_the_server_sheds_and_says_so():
         true(paused["errno"] == 24 and paused["retry_ms"] > 0, paused)
         clients.close()
         true(echo.event("accept_resumed")["after_ms"] > 0, "resumed when there was room again")
+
+
+@test
+def more_connections_than_may_be_open_wait_their_turn():
+    with Echo("--max-connections", 2) as echo, contextlib.ExitStack() as stack:
+        with standing_still(echo):
+            clients = [stack.enter_context(echo.client()) for _ in range(4)]
+            for client in clients:
+                client.sendall(b"x")
+        equal(clients[1].recv(1), b"x", "the echo of the second")
+        equal([echo.event("opened")["id"] for _ in range(2)], [1, 2])
+        for leaves in (1, 2):
+            clients[leaves - 1].close()
+            equal(clients[leaves + 1].recv(1), b"x", "the echo of who waited")
+        equal(echo.end(signal.SIGTERM), 0, "status")
+        told = [(event["event"], event["id"]) for event in map(json.loads, echo.lines) if "id" in event]
+        equal(told[2:6], [("closed", 1), ("opened", 3), ("closed", 2), ("opened", 4)], "what came in which order")
+        equal(len(told), 8, "told in all")
 
 
 @test

@@ -303,9 +303,12 @@ int main(int argc, char** argv) {
   std::uint64_t backlog_bytes_max = listener.backlog_bytes_max;
   std::uint64_t message_bytes = 0;
   std::size_t when_backlogged = 0;
+  std::uint64_t connections_max = 0;
 
   CommandLine command_line("vigil-echo", "Sends back what it receives, and tells how every connection ended.");
   command_line.address("--listen", settings.address, "Listen here (127.0.0.1:7000); port 0: any, told in the first line");
+  command_line.number("--max-connections", "N", connections_max, 1, 1'000'000'000,
+                      "This many are open at once at most; more wait in the kernel's queue");
   command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
   command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
   command_line.flag("--json", settings.json, "One JSON object a line");
@@ -326,6 +329,7 @@ int main(int argc, char** argv) {
     return command_line.refuse("--flood sends no replies: it does not go with --reply-per-message or --reply-delay");
   }
 
+  listener.connections_max = connections_max;
   listener.backlog_bytes_max = backlog_bytes_max;
   listener.when_backlogged = when_backlogged == 0 ? WhenBacklogged::close : WhenBacklogged::pause_reading;
   settings.message_bytes = message_bytes;
