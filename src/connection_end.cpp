@@ -118,11 +118,17 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
   connection.reason_ = reason;
   if (connection.has(held)) {  // from now on everything is read and discarded
     connection.clear(held);
-    core.ready_later(connection, {Readiness::readable});
+    read_on(core, connection);
   }
   core.read_clock();
-  if (connection.send_progress_ == never_due) start_send_clock(core, connection);  // `never` counts as drain's from now on
-  rearm(core, connection);                                                         // the receive side's deadlines have ended
+  // `never` counts as drain's from now on, and more time that was given has ended.
+  if (connection.send_progress_ == never_due) {
+    start_send_clock(core, connection);
+  } else if (send_clock_runs(connection)) {
+    const bool never = connection.policy_->timeouts.send.is_never();
+    connection.send_progress_ = never ? core.now : std::min(connection.send_progress_, core.now);
+  }
+  rearm(core, connection);  // the receive side's deadlines have ended
   core.flush_later(connection);
 }
 

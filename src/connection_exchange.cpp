@@ -90,6 +90,7 @@ void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readines
         count_received(core, connection, size);
         deliver_with_tail(core, connection, size);
       } else {
+        connection.clear(Connection::tail_wanted);  // by a receive_again() when nothing was left
         deliver(core, connection, size);
       }
     }
@@ -175,7 +176,7 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
   if (connection.stage_ == Connection::Stage::connecting) return confirm_connect(core, connection, readiness);
   if (connection.stage_ != Connection::Stage::open) return;
   begin_dispatch(core, connection);
-  if (connection.has(held)) {
+  if (connection.has(held) && !connection.has(Connection::peer_finished)) {  // behind the peer's end nothing waits to be read
     hear_while_held(core, connection, readiness);
   } else if (worth_receiving(connection, readiness)) {
     receive(core, connection, readiness, read_some(core, connection));
@@ -197,15 +198,16 @@ bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness
 void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
   const ReceiveOutcome outcome = classify_receive(returned);
   const bool over = outcome != ReceiveOutcome::no_data || connection.has(Connection::error_latched);
-  if (connection.has(Connection::has_tail) && (over || connection.has(Connection::tail_wanted))) {
+  const bool wanted = over || connection.has(Connection::tail_wanted);
+  connection.clear(Connection::tail_wanted);  // the handler may call receive_again() once more
+  if (wanted && connection.has(Connection::has_tail) && !connection.has(Connection::closing)) {
     over ? offer_last(core, connection) : deliver_with_tail(core, connection, 0);
     if (connection.stage_ != Connection::Stage::open) return;
   }
-  connection.clear(over ? 0U : static_cast<unsigned>(Connection::tail_wanted));
   switch (outcome) {
     case ReceiveOutcome::no_data:
       ++core.counters.empty_receives;
-      if (connection.has(Connection::error_latched)) stream_error(core, connection);
+      if (over) stream_error(core, connection);  // not for an error that the tail's handler met: there may be more to read now
       return;
     case ReceiveOutcome::finished:
       if (readiness.any_of(Readiness::error) && !connection.has(Connection::error_latched)) {
@@ -235,7 +237,8 @@ bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes by
   if (connection.queued_bytes_ <= connection.policy_->high_mark) return true;
   connection.set(Connection::above_high_mark);
   // No memory to hold reading: the bound on the queue still holds.
-  if (connection.policy_->pauses_when_backlogged && !connection.has(Connection::backlogged | Connection::closing))
+  if (connection.policy_->pauses_when_backlogged &&
+      !connection.has(Connection::backlogged | Connection::closing | Connection::error_latched))
     (void)hold_reading(core, connection, Connection::backlogged);
   return true;
 }

@@ -115,6 +115,7 @@ struct ConnectionLife {
   static constexpr unsigned held = Connection::paused | Connection::backlogged;
   [[nodiscard]] static bool hold_reading(ReactorCore& core, Connection& connection, unsigned cause);
   static void release_reading(ReactorCore& core, Connection& connection, unsigned causes);
+  static void read_on(ReactorCore& core, Connection& connection);
   static void hear_while_held(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static short ended_by_now(const Connection& connection);
   [[nodiscard]] static bool end_with_gone_peer(ReactorCore& core, Connection& connection, short seen);

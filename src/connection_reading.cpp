@@ -35,7 +35,10 @@ bool ConnectionLife::hold_reading(ReactorCore& core, Connection& connection, uns
   connection.set(cause);
   if (held_before) return true;
   side->paused_at = core.read_clock();
-  if (connection.stage_ == Connection::Stage::open) rearm(core, connection);
+  if (connection.stage_ != Connection::Stage::open) return true;
+  rearm(core, connection);
+  // The edge that told of an end has passed; what it was is asked for anew.
+  if (connection.has(Connection::end_hinted)) core.ready_later(connection, {Readiness::ended});
   return true;
 }
 
@@ -49,13 +52,19 @@ void ConnectionLife::release_reading(ReactorCore& core, Connection& connection, 
   const Duration stood = now - side.paused_at;
   side.counted_from = receive_counts_from(connection) + (now - std::max(side.paused_at, connection.last_received_));
   side.counted_for = connection.last_received_;
-  side.message_began += now - std::max(side.paused_at, side.message_began);
+  side.message_began += stood;
   side.received.opens_at += stood;
   if (side.received.is_open()) side.received.end += stood;
   if (connection.stage_ != Connection::Stage::open) return;
   if (connection.has(Connection::has_tail)) connection.set(Connection::tail_wanted);
   rearm(core, connection);
-  core.ready_later(connection, {Readiness::readable});  // the edge that told of what is there was left unanswered
+  read_on(core, connection);
+}
+
+/// The edges that told of what is there were left unanswered: of bytes, of an urgent mark, of a reset behind the peer's end.
+void ConnectionLife::read_on(ReactorCore& core, Connection& connection) {
+  const unsigned error = connection.has(Connection::end_hinted) ? Readiness::error : 0U;
+  core.ready_later(connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | error)});
 }
 
 Result<void> Connection::pause_reading() {
@@ -114,6 +123,7 @@ bool ConnectionLife::end_with_gone_peer(ReactorCore& core, Connection& connectio
 void ConnectionLife::close_unread(ReactorCore& core, Connection& connection) {
   if (end_with_gone_peer(core, connection, ended_by_now(connection))) return;
   connection.set(Connection::peer_finished);
+  connection.clear(held);  // and nothing is read on
   begin_close(core, connection, CloseReason::peer_finished, true);
 }
 

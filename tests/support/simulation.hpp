@@ -33,7 +33,7 @@ inline std::string_view text_of(Bytes bytes) { return {reinterpret_cast<const ch
 
 /// What happened to the connections of one test, by descriptor, and what their handlers do about it.
 struct Story {
-  std::function<void(Connection&)> on_open, on_send_drained, on_peer_finished;
+  std::function<void(Connection&)> on_open, on_send_drained, on_peer_finished, on_peer_gone_while_paused;
   std::function<void(Connection&, std::string_view)> on_receive;
   std::function<void(Connection&, const CloseRecord&)> on_close;
 
@@ -125,7 +125,8 @@ struct SimulationOf {
   }
 
   ~SimulationOf() {
-    story.on_open = story.on_send_drained = story.on_peer_finished = nullptr;  // they may refer to what the test had declared
+    // They may refer to what the test had declared.
+    story.on_open = story.on_send_drained = story.on_peer_finished = story.on_peer_gone_while_paused = nullptr;
     story.on_receive = nullptr;
     story.on_close = nullptr;
     if (reactor) CHECK(reactor->counters().opened - reactor->counters().closed == alive());
