@@ -219,6 +219,20 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
 
 
 @test
+def what_is_wrong_with_the_number_of_values_is_said_in_plain_words():
+    for command, problem in (
+        (["probe"], "the address is missing: HOST:PORT"),
+        (["load", "--size", 10], "the address is missing: HOST:PORT"),
+        (["echo", "--stats"], "--stats: its value is missing"),
+        (["echo", "--json=yes"], "--json takes no value"),
+        (["echo", "--stats", "1s", "--stats", "2s"], "--stats is given more than once"),
+        (["echo", "--rate-window", "1s"], "--rate-window is about a rate: give --min-receive-rate or --min-send-rate too"),
+    ):
+        tool = f"vigil-{command[0]}"
+        equal(run(*command), (USAGE, "", f"{tool}: {problem} (see {tool} --help)\n"), f"{command}")
+
+
+@test
 def an_unknown_option_is_named_whatever_else_is_wrong():
     wrong = [
         ("load", "--nope"),

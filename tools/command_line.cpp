@@ -69,6 +69,20 @@ Address resolve(const std::string& option, const std::string& host, const std::s
   return from_system(*best->ai_addr);
 }
 
+/// What the parser says of the number of arguments is of its own inside.
+std::string in_plain_words(const CLI::ParseError& problem) {
+  if (problem.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError)) return "the address is missing: HOST:PORT";
+  const std::string said = problem.what();
+  const auto before = [&said](const char* words) -> std::optional<std::string> {
+    const std::size_t place = said.find(words);
+    return place == std::string::npos ? std::nullopt : std::optional(said.substr(0, place));
+  };
+  if (const auto option = before(": At Most 1 required")) return *option + " is given more than once";
+  if (const auto option = before(" was given a disallowed flag override")) return "--" + *option + " takes no value";
+  if (const auto option = before(": 1 required ")) return *option + ": its value is missing";
+  return said;
+}
+
 /// The usage line as manual pages have it, what must be given before what may be.
 class HelpFormatter : public CLI::Formatter {
  public:
@@ -228,7 +242,7 @@ std::optional<int> CommandLine::parse(int argc, char** argv) {
   } catch (const CLI::ParseError& problem) {
     // An unknown option is often why the rest looks wrong: its value is taken for the address, or the address for its value.
     const std::string unknown = unknown_options();
-    return refuse(unknown.empty() ? problem.what() : unknown);
+    return refuse(unknown.empty() ? in_plain_words(problem) : unknown);
   }
 }
 
