@@ -364,11 +364,13 @@ TEST_CASE("an accept rate is never passed over any stretch of time, hardly falle
   world.run_for(4s);
 
   const auto burst = static_cast<std::size_t>(RateLimit::burst_of(rate));
+  std::size_t too_many = 0;  // counted, not checked one by one: there are over a million stretches
   for (std::size_t last = 0; last < accepted.size(); ++last)
     for (std::size_t first = 0; first <= last; first += 1 + (last - first) / 16) {
       const double seconds = std::chrono::duration<double>(accepted[last] - accepted[first]).count();
-      REQUIRE(static_cast<double>(last - first + 1) <= rate * seconds + static_cast<double>(burst) + 1e-6);
+      if (static_cast<double>(last - first + 1) > rate * seconds + static_cast<double>(burst) + 1e-6) ++too_many;
     }
+  CHECK(too_many == 0);
   CHECK(accepted.size() >= rate * 4 * 98 / 100);
   CHECK(accepted.size() <= rate * 4 + burst);
   CHECK(world.reactor->counters().shed == 0);

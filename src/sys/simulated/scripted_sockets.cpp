@@ -10,8 +10,6 @@ namespace vigil::sys {
 
 namespace {
 
-constexpr int first_descriptor = 100;
-
 /// The kernel's habit: no more than fits, and the true length.
 void copy_name(const sockaddr_storage& from, socklen_t from_length, sockaddr* to, socklen_t* to_length) {
   if (to == nullptr || to_length == nullptr) return;
@@ -89,10 +87,9 @@ int ScriptedKernel::World::open(Kind kind) {
   return descriptor;
 }
 
-int ScriptedKernel::World::lowest_free() const {
-  int number = first_descriptor;
-  while (descriptors_.contains(number) || arriving_.contains(number)) ++number;
-  return number;
+int ScriptedKernel::World::lowest_free() {
+  while (descriptors_.contains(lowest_free_) || arriving_.contains(lowest_free_)) ++lowest_free_;
+  return lowest_free_;
 }
 
 // Sockets -------------------------------------------------------------------------------------------------------------------
@@ -209,7 +206,11 @@ int ScriptedKernel::World::close(int descriptor) {
   return made({.call = Call::close, .descriptor = descriptor}, [&] {
     const auto found = descriptors_.find(descriptor);
     if (found == descriptors_.end()) return on_closed();
-    for (int number : found->second.waiting) arriving_.erase(number);
+    for (int number : found->second.waiting) {
+      arriving_.erase(number);
+      if (number >= 0) lowest_free_ = std::min(lowest_free_, number);
+    }
+    lowest_free_ = std::min(lowest_free_, descriptor);
     const bool lives_on = std::erase(duplicated_, descriptor) > 0;
     for (auto& [number, poller] : pollers_) lives_on ? poller.orphan(descriptor) : poller.forget(descriptor);
     pollers_.erase(descriptor);

@@ -163,7 +163,7 @@ class ScriptedKernel::World final : public Kernel {
   ssize_t sent_by(Call call, int descriptor, const iovec* pieces, std::size_t count);
 
   [[nodiscard]] bool is_full() const { return descriptors_.size() >= open_at_most_; }
-  [[nodiscard]] int lowest_free() const;
+  [[nodiscard]] int lowest_free();
   /// Somebody listens on the name, and they do not agree to share it.
   [[nodiscard]] bool is_taken(const sockaddr_storage& name, socklen_t length, const SimulatedDescriptor& by) const;
 
@@ -171,6 +171,7 @@ class ScriptedKernel::World final : public Kernel {
   TurnedWorker* turning_ = nullptr;  // whose turn it is
   WorkerHandle last_worker_ = 0;
   std::uint64_t seed_ = 1;
+  int lowest_free_ = 100;  // every number from there up to it is taken
   std::uint16_t next_peer_port_ = 50'000;
   std::uint16_t next_own_port_ = 40'000;
   ino_t next_inode_ = 1000;
