@@ -12,30 +12,13 @@
 #include <utility>
 #include <vector>
 
+#include "support/out_of_memory.hpp"
 #include "support/simulation.hpp"
 
-// The thread sanitizer brings an operator new of its own, which can't be replaced: there, memory does not run out.
-#if defined(__SANITIZE_THREAD__)
-#define VIGIL_MEMORY_RUNS_OUT 0
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define VIGIL_MEMORY_RUNS_OUT 0
-#endif
-#endif
-#ifndef VIGIL_MEMORY_RUNS_OUT
-#define VIGIL_MEMORY_RUNS_OUT 1
-#endif
-
 #if VIGIL_MEMORY_RUNS_OUT
-namespace {
-
-bool out_of_memory = false;
-
-}  // namespace
-
 // Of all allocations only those that may answer null are made to: what the library asks for in this way it must do without.
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  if (out_of_memory) return nullptr;
+  if (vigil::out_of_memory) return nullptr;
   try {
     return ::operator new(size);
   } catch (...) {
@@ -51,15 +34,6 @@ using sys::Ending;
 namespace {
 
 constexpr Duration tick = 1ms;
-
-#if VIGIL_MEMORY_RUNS_OUT
-struct OutOfMemory {
-  OutOfMemory() { out_of_memory = true; }
-  ~OutOfMemory() { out_of_memory = false; }
-  OutOfMemory(const OutOfMemory&) = delete;
-  OutOfMemory& operator=(const OutOfMemory&) = delete;
-};
-#endif
 
 ListenerOptions with_marks(std::size_t high, std::size_t low) {
   ListenerOptions options;

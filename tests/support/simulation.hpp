@@ -35,6 +35,7 @@ inline std::string_view text_of(Bytes bytes) { return {reinterpret_cast<const ch
 struct Story {
   std::function<void(Connection&)> on_open, on_send_drained, on_peer_finished, on_peer_gone_while_paused;
   std::function<void(Connection&, std::string_view)> on_receive;
+  std::function<std::size_t(Connection&, std::string_view)> consume;  // of handlers that answer how much of it
   std::function<void(Connection&, const CloseRecord&)> on_close;
 
   std::vector<int> opened;                  // in order
@@ -128,6 +129,7 @@ struct SimulationOf {
     // They may refer to what the test had declared.
     story.on_open = story.on_send_drained = story.on_peer_finished = story.on_peer_gone_while_paused = nullptr;
     story.on_receive = nullptr;
+    story.consume = nullptr;
     story.on_close = nullptr;
     if (reactor) CHECK(reactor->counters().opened - reactor->counters().closed == alive());
     connector.reset();

@@ -1,0 +1,30 @@
+// No memory left, for as long as an OutOfMemory lives: of all allocations only those that may answer null are made to. The
+// operator new that does it stands in regressions_sim_test.cpp.
+#pragma once
+
+// The thread sanitizer brings an operator new of its own, which can't be replaced: there, memory does not run out.
+#if defined(__SANITIZE_THREAD__)
+#define VIGIL_MEMORY_RUNS_OUT 0
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define VIGIL_MEMORY_RUNS_OUT 0
+#endif
+#endif
+#ifndef VIGIL_MEMORY_RUNS_OUT
+#define VIGIL_MEMORY_RUNS_OUT 1
+#endif
+
+#if VIGIL_MEMORY_RUNS_OUT
+namespace vigil {
+
+inline bool out_of_memory = false;
+
+struct OutOfMemory {
+  OutOfMemory() { out_of_memory = true; }
+  ~OutOfMemory() { out_of_memory = false; }
+  OutOfMemory(const OutOfMemory&) = delete;
+  OutOfMemory& operator=(const OutOfMemory&) = delete;
+};
+
+}  // namespace vigil
+#endif
