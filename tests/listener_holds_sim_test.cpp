@@ -2,6 +2,7 @@
 // with a want of descriptors.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <functional>
@@ -360,7 +361,7 @@ TEST_CASE("an accept rate is never passed over any stretch of time, hardly falle
   // More come than may, all the time.
   world.kernel.forget_calls();
   for (Duration at{}; at < 4s; at += 10ms)
-    world.kernel.at(start + at, [&world, rate] { (void)world.peers_connect(static_cast<int>(rate / 50 + 1)); });
+    world.kernel.at(start + at, [&world, rate] { (void)world.peers_connect(static_cast<int>(rate / 100 + 1)); });
   world.run_for(4s);
 
   const auto burst = static_cast<std::size_t>(RateLimit::burst_of(rate));
