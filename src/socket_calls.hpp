@@ -92,6 +92,17 @@ inline AcceptAnswer classify_accept(int returned) {
   }
 }
 
+/// SOCK_STREAM and the like, or -errno.
+[[nodiscard]] int socket_type(int descriptor);
+[[nodiscard]] bool is_stream(int descriptor);
+
+/// accept and connect have no per-call "don't wait", so that a blocking descriptor would make them wait for ever. Code 0: it is
+/// not.
+[[nodiscard]] Error blocking_error(int descriptor, const char* operation);
+
+/// Sets one int option; `detail` is what it is called outside. Code 0: done.
+[[nodiscard]] Error set_int_option(int descriptor, int level, int name, int value, const char* operation, const char* detail);
+
 /// Closes with a reset, so that no peer takes what it has for the whole stream.
 inline void close_with_reset(int descriptor) {
   const linger at_once{1, 0};
