@@ -161,6 +161,7 @@ ReactorCore::ReactorCore(const ReactorOptions& given)
 }
 
 void ReactorCore::close() {
+  if (link->core == nullptr) return;
   in_turn = true;  // a callback told on the way out can't start another turn
   attend(shutting_down);
   stop_sources(true);

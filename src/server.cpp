@@ -114,7 +114,7 @@ struct ServerState {
   // Of one run.
   Address address;  // asked for; from the second worker on with the real port
   std::optional<Address> bound;
-  bool share_port = false;
+  unsigned reactors = 0;
   std::vector<std::unique_ptr<ServerWorker>> workers;
   std::size_t living = 0;
   Error error;  // the first of a worker's
@@ -139,9 +139,9 @@ void ServerWorker::set_up() {
 Result<void> ServerWorker::listen() {
   if (auto usable = ReactorCore::of(*reactor).usable("start"); !usable) return usable;
   ListenerOptions options = server.options.listener;
-  options.reuse_port = options.reuse_port || server.share_port;
+  options.reuse_port = options.reuse_port || server.reactors > 1;
   site = server.make_site(*reactor, options);
-  worker = Worker(index, *reactor, site->listener());
+  worker = Worker(index, server.reactors, *reactor, site->listener());
   site->make_shard(*worker);
   if (auto listening = site->listener().listen(server.address); !listening) return listening;
   auto address = site->listener().address();
@@ -179,11 +179,11 @@ bool ServerWorker::is_over() {
 }
 
 void ServerWorker::end() {
-  counters = reactor->counters();
-  // Lives that a failure left are told by the reactor's end, while their shard is there. Otherwise the shard goes first: it may
-  // hold what must not outlive the reactor.
-  if (ReactorCore::of(*reactor).alive() > 0) reactor.reset();
+  // What a failure left open is closed and told while the shard is there; then the shard goes, which may hold what must not
+  // outlive the reactor.
+  if (!is_over()) ReactorCore::of(*reactor).close();
   site.reset();
+  counters = reactor->counters();
   reactor.reset();
   (void)server.tell_control([&state = server, number = index] { state.worker_over(number); });
 }
@@ -194,16 +194,15 @@ Result<void> ServerState::start(const Address& wanted) {
   if (!workers.empty()) return Error{"start", EBUSY, "already started"};
   std::vector<int> cpus;
   if (auto prepared = prepare(cpus); !prepared) return prepared;
-  const unsigned reactors = options.reactors == 0 ? static_cast<unsigned>(cpus.size()) : options.reactors;
+  reactors = options.reactors == 0 ? static_cast<unsigned>(cpus.size()) : options.reactors;
   if (reactors > 1 && !wanted.is_ip()) return Error{"start", EINVAL, "several reactors can't share a Unix address"};
 
   address = wanted;
-  share_port = reactors > 1;
   error = {};
   ++starts;
   // The signals first: threads inherit what is blocked.
   Result<void> started = watch_signals();
-  if (started && share_port && !options.listener.reuse_port && wanted.port() != 0)
+  if (started && reactors > 1 && !options.listener.reuse_port && wanted.port() != 0)
     started = check_nobody_listens(wanted, options.listener.v6_only);
   for (unsigned index = 0; started && index < reactors; ++index)
     started = start_worker(options.pin_cpus ? cpus[index % cpus.size()] : -1);

@@ -46,11 +46,14 @@ struct DiaryShard {
   DiaryShard(Diary& given, Worker& given_worker) : diary(given), worker(given_worker) {
     ++diary.shards;
     CHECK(worker.listener().address().error() == Error{"address", ENOTCONN});
+    CHECK(worker.index() < worker.reactors());
     diary.note("shard", worker.index());
   }
   DiaryShard(const DiaryShard&) = delete;
   ~DiaryShard() {
     CHECK(handlers == 0);
+    CHECK(worker.reactor().counters().opened == worker.reactor().counters().closed);
+    CHECK(worker.listener().address().error() == Error{"address", ENOTCONN});
     --diary.shards;
     diary.note("shard over", worker.index());
   }
@@ -427,6 +430,8 @@ TEST_CASE("a reactor whose wait fails takes the others down in order, and run te
   CHECK(ran.error() == Error{"wait", EBADF});
   CHECK(world.diary.records.size() == 2);
   for (const CloseRecord& record : world.diary.records) CHECK(record.reason == CloseReason::server_stopping);
+  CHECK(world.server->counters().opened == 2);
+  CHECK(world.server->counters().closed == 2);
   CHECK(world.kernel.now() - began <= 3s + 2ms);
 }
 

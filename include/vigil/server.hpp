@@ -51,18 +51,21 @@ struct ServerOptions {
                                ///< start() tolerate that somebody else listens there already
 };
 
-/// One of a server's reactors as its shard sees it. It outlives the shard.
+/// One of a server's reactors as its shard sees it. It and what it refers to outlive the shard.
 class Worker {
  public:
-  [[nodiscard]] unsigned index() const { return index_; }  ///< from 0
+  [[nodiscard]] unsigned index() const { return index_; }        ///< from 0
+  [[nodiscard]] unsigned reactors() const { return reactors_; }  ///< how many the server has
   [[nodiscard]] Reactor& reactor() { return *reactor_; }
   [[nodiscard]] ListenerBase& listener() { return *listener_; }  ///< not yet listening while the shard is being made
 
  private:
   friend struct ServerWorker;
-  Worker(unsigned index, Reactor& reactor, ListenerBase& listener) : index_(index), reactor_(&reactor), listener_(&listener) {}
+  Worker(unsigned index, unsigned reactors, Reactor& reactor, ListenerBase& listener)
+      : index_(index), reactors_(reactors), reactor_(&reactor), listener_(&listener) {}
 
   unsigned index_;
+  unsigned reactors_;
   Reactor* reactor_;
   ListenerBase* listener_;
 };
@@ -121,7 +124,7 @@ class ServerBase {
   /// run() fails, or the server is destroyed, before. {sample, ESHUTDOWN}: no reactor runs.
   [[nodiscard]] Result<void> sample(Callback<void(const ReactorCounters&)> callback);
 
-  /// The sum of all reactors' counters at the end of the last run(); zeros before. Of a reactor whose wait failed, up to then.
+  /// The sum of all reactors' counters at the end of the last run(); zeros before.
   [[nodiscard]] const ReactorCounters& counters() const;
 
   /// How many were started; 0 before start() and after run().
