@@ -119,7 +119,7 @@ void ConnectionLife::established(Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (!(timeouts.receive_rate.is_never() && timeouts.send_rate.is_never()) && side_of(core, connection) == nullptr)
     return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
-  if (connection.side_ != nullptr) connection.side_->message_began = core.now;
+  if (connection.side_ != nullptr) connection.side_->message_began = connection.side_->paused_at = core.now;
   start_windows(core, connection);
   if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
   if (connection.stage_ != Connection::Stage::open) return;

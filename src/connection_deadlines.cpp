@@ -49,6 +49,9 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
     if (!connection.has(Connection::awaits_message)) {
       due(Deadline::message, due_at(message_began(connection), timeouts.message));
       if (side != nullptr && connection.received_ < side->received.target) due(Deadline::receive_rate, side->received.end);
+      if (side != nullptr && !timeouts.receive_rate.is_never() && opens_with_message(connection) &&
+          connection.received_ - side->received_before < timeouts.receive_rate.bytes_per_window())
+        due(Deadline::receive_rate, side->message_began + timeouts.receive_rate.window);
     }
   }
   if (send_clock_runs(connection)) {
@@ -68,21 +71,18 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
   const auto look = [&at](Instant instant) { at = std::min(at, instant); };
   if (connection.stage_ == Connection::Stage::connecting) return at;
   if (receive_clocks_run(connection)) {
-    if (connection.received_ == 0) look(due_at(core.now, timeouts.receive));
-    const bool awaits_message = connection.has(Connection::awaits_message);
-    if (awaits_message) look(due_at(core.now, timeouts.message));
+    // A byte or a message that comes at once may be due earlier than what runs: `first_byte`, or more time that was given.
+    look(due_at(core.now, timeouts.receive));
+    look(due_at(core.now, timeouts.message));
     if (!timeouts.receive_rate.is_never() && side != nullptr) {
       const Rate& rate = timeouts.receive_rate;
       // A grace shorter than an eighth of a window is not worth a look for each message that may begin.
       const Duration grace = rate.grace == Duration::zero() ? rate.window : std::max(rate.grace, rate.window / 8);
-      if (awaits_message) {
-        look(core.now + grace);
-      } else if (side->received.is_open()) {
-        look(side->received.end);
-      } else {
-        look(opens_with_message(connection) ? side->message_began + rate.window
-                                            : std::max(side->received.opens_at, side->message_began + rate.grace));
-      }
+      look(core.now + grace);
+      if (!connection.has(Connection::awaits_message))
+        look(side->received.is_open()         ? side->received.end
+             : opens_with_message(connection) ? side->message_began + rate.window
+                                              : std::max(side->received.opens_at, side->message_began + rate.grace));
     }
   }
   if (send_clock_runs(connection)) {
@@ -135,11 +135,13 @@ void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) 
     connection.send_progress_ = watches_sending(connection) ? nothing_outstanding : never_due;
 }
 
-/// The loop was late, and only then read what had come meanwhile: a message gets that time back.
+/// The loop was late, and only then read what had come meanwhile: a message gets that time back, from now if it is due already.
 void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration late) {
-  const bool runs = !connection.policy_->timeouts.message.is_never() && !connection.has(Connection::awaits_message);
-  if (!runs || late < ReactorCore::stall_length) return;
-  if (ConnectionSide* side = side_of(core, connection); side != nullptr) side->message_began += late;
+  const Timeout timeout = connection.policy_->timeouts.message;
+  if (timeout.is_never() || connection.has(Connection::awaits_message) || late < ReactorCore::stall_length) return;
+  ConnectionSide* side = side_of(core, connection);
+  if (side == nullptr) return;
+  side->message_began += late + std::max(core.now - due_at(side->message_began, timeout), Duration::zero());
 }
 
 void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
@@ -151,11 +153,10 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
     // the receive go on until the kernel has no more.
     const Duration late = core.now - deadline.at;
-    const std::uint64_t received_before = connection.received_;
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
-    if (connection.received_ != received_before) forgive(core, connection, late);
+    if (connection.last_received_ >= deadline.at && message_began(connection) < deadline.at) forgive(core, connection, late);
   }
   sample_progress(core, connection);
   roll_windows(core, connection);
@@ -178,7 +179,7 @@ bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection,
     window.close_until(core.now + std::max(answer, rate.window) - rate.window);
   };
   if (kind == Deadline::send) {
-    connection.send_progress_ = from(kind);
+    if (send_clock_runs(connection)) connection.send_progress_ = from(kind);  // not if the handler has set it to never
   } else {
     ConnectionSide* side = side_of(core, connection);
     if (side == nullptr) return false;

@@ -20,6 +20,7 @@ void Connection::begin_message() {
   core.make_room_for_stamp();
   ConnectionLife::message_begins(core, *this);
   core.read_clock();
+  if (has(ConnectionLife::held)) side_->message_began = side_->paused_at;  // it stands still with the others
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
 }
 
@@ -39,19 +40,22 @@ void Connection::mark_first_end() {
 
 namespace {
 
+/// At most the largest count.
+std::uint64_t sum(std::uint64_t count, std::uint64_t more) { return count > UINT64_MAX - more ? UINT64_MAX : count + more; }
+
 /// Opens the window that follows, judges the one that has passed. A loop that stood still judges nobody: the peer may have been
 /// kept from sending, or we from asking it.
 void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::uint64_t count, std::uint64_t at_most) {
   if (window.is_open()) {
     if (core.now < window.end) return;
-    const bool stalled = core.now - window.end >= ReactorCore::stall_length || core.last_stall >= window.end - rate.window;
+    const bool stalled = core.now - window.end >= ReactorCore::stall_length || core.last_stall > window.end - rate.window;
     if (count < window.target && !stalled) return;  // too slow: due
   } else if (core.now < window.opens_at) {
     return;
   }
   window.end = core.now + rate.window;
   const std::uint64_t wanted = std::min(rate.bytes_per_window(), at_most);
-  window.target = count > UINT64_MAX - wanted ? UINT64_MAX : count + wanted;
+  window.target = sum(count, wanted);
 }
 
 }  // namespace
@@ -77,7 +81,7 @@ void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
   if (!timeouts.receive_rate.is_never() && receive_clocks_run(connection) && !connection.has(Connection::awaits_message)) {
     if (opens_with_message(connection)) {
       side->received.end = side->message_began + timeouts.receive_rate.window;
-      side->received.target = side->received_before + timeouts.receive_rate.bytes_per_window();
+      side->received.target = sum(side->received_before, timeouts.receive_rate.bytes_per_window());
     }
     side->received.opens_at = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
     roll(core, side->received, timeouts.receive_rate, connection.received_, UINT64_MAX);
@@ -99,7 +103,8 @@ Result<void> Connection::set_rate(Deadline kind, const Rate& rate) {
   if (!ConnectionLife::own_policy(*this) || ConnectionLife::side_of(core, *this) == nullptr) return Error{"set rate", ENOMEM};
   policy_->timeouts.rate_of(kind) = rate.is_inherit() ? policy_->inherited.rate_of(kind) : rate;
   core.read_clock();
-  const Instant judged_from = core.now + policy_->timeouts.rate_of(kind).grace;
+  const bool stands = kind == Deadline::receive_rate && has(ConnectionLife::held);
+  const Instant judged_from = (stands ? side_->paused_at : core.now) + policy_->timeouts.rate_of(kind).grace;
   (kind == Deadline::receive_rate ? side_->received : side_->acknowledged).close_until(judged_from);
   if (kind == Deadline::send_rate) ConnectionLife::sending_watch_changed(core, *this);
   ConnectionLife::rearm(core, *this);
