@@ -125,8 +125,8 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
   if (connection.send_progress_ == never_due) {
     start_send_clock(core, connection);
   } else if (send_clock_runs(connection)) {
-    const bool never = connection.policy_->timeouts.send.is_never();
-    connection.send_progress_ = never ? core.now : std::min(connection.send_progress_, core.now);
+    const bool was_never = connection.policy_->timeouts.send.is_never();
+    connection.send_progress_ = was_never ? core.now : std::min(connection.send_progress_, core.now);
   }
   rearm(core, connection);  // the receive side's deadlines have ended
   core.flush_later(connection);
@@ -213,9 +213,13 @@ void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexc
   if (connection.stage_ == Connection::Stage::connecting) return end(connection, CloseReason::server_stopping);
   if (connection.stage_ != Connection::Stage::open) return;
   const bool settled = connection.has(Connection::closing);
-  if (!at_once) return settled ? void() : begin_close(core, connection, CloseReason::server_stopping, true);
+  const bool after_peer = connection.has(Connection::peer_finished);  // what the stream said came first
+  const CloseReason reason = settled      ? connection.reason_
+                             : after_peer ? CloseReason::peer_finished
+                                          : CloseReason::server_stopping;
+  if (!at_once) return settled ? void() : begin_close(core, connection, reason, true);
   if (settled) connection.cut_short_ = CutShort::timed_out;
-  end(connection, settled ? connection.reason_ : CloseReason::server_stopping);
+  end(connection, reason);
 }
 
 }  // namespace vigil

@@ -516,6 +516,20 @@ TEST_CASE("what ended a connection stays when our own end follows in the same tu
   }
 }
 
+TEST_CASE("shutdown() after the peer's end was told leaves peer_finished: the stream said so first") {
+  SimulationOf<LingeringActor> world(with({.send = timeout}));
+  const int peer = world.accept();
+  arrive(world.kernel, peer, Arrives::end);
+  bool told = false;
+  world.story.on_peer_finished = [&](Connection&) { told = true; };
+  world.settle();
+  REQUIRE(told);
+  SUBCASE("with time to drain") { REQUIRE(world.reactor->shutdown(1s)); }
+  SUBCASE("at once") { REQUIRE(world.reactor->shutdown(0s)); }
+  meet(world);
+  check_end(world, peer, CloseReason::peer_finished);
+}
+
 TEST_CASE("close() after the peer's end was told leaves peer_finished, or peer_reset if something was owed") {
   SimulationOf<LingeringActor> world(with({.send = timeout}));
   const int peer = world.accept();
