@@ -193,6 +193,10 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
         ("echo", "--min-send-rate", "1", "--rate-window", "0s"),
         ("echo", "--min-send-rate", "1", "--rate-grace", "never"),
         ("echo", "--max-connections", "0"),
+        ("echo", "--max-connections", "1", "--reactors", "2"),
+        ("echo", "--reactors", "0"),
+        ("echo", "--reactors", "1025"),
+        ("echo", "--reactors", "2", "--listen", "unix:@vigil-tools-test"),
         ("echo", "--rate-grace", "1s"),
         ("echo", "--rate-window", "1s"),
         ("echo", "--when-backlogged", "wait"),
@@ -485,6 +489,49 @@ def delayed_replies_come_after_the_delay_also_to_a_peer_that_has_finished():
         client.sendall(b"never")
         client.shutdown(socket.SHUT_WR)
         equal(echo.event("closed")["reason"], "drain_timed_out")
+
+
+@test
+def several_reactors_serve_one_port_and_each_tells_what_it_did():
+    connections = 40  # the kernel spreads them by a hash: that all of them go to one reactor does not happen
+    with Echo("--reactors", 2, "--stats", "1h") as echo:
+        clients = [echo.client() for _ in range(connections)]
+        for client in clients:
+            client.sendall(b"hello")
+            equal(client.recv(5), b"hello", "the echo")
+        opened = [echo.event("opened") for _ in clients]
+        echo.process.send_signal(signal.SIGTERM)
+        for client in clients:  # each answers its reactor's end with its own
+            equal(read_to_the_end(client), b"", "what came before the end")
+            client.close()
+        equal(echo.end(), 0, "status")
+
+        closed = echo.events("closed")
+        equal(len(echo.events("listening")), 1, "listening lines")
+        equal({event["reactor"] for event in opened}, {0, 1}, "the reactors that served")
+        equal(len({event["id"] for event in opened}), connections, "different ids")
+        told = lambda events: sorted((event["id"], event["reactor"], event["peer"]) for event in events)
+        equal(told(closed), told(opened), "who was closed")
+        equal({(event["reason"], event["cut_short"]) for event in closed}, {("server_stopping", "none")}, "why")
+        stats = echo.events("stats")
+        equal(sorted(event["reactor"] for event in stats), [0, 1], "one line of stats for each at the end")
+        for event in stats:
+            equal(event["opened"], sum(other["reactor"] == event["reactor"] for other in opened), "opened by it")
+            equal(event["closed"], event["opened"], "closed by it")
+
+
+@test
+def people_are_told_which_reactor_it_was_where_there_are_several():
+    with Tool("echo", "--listen", "127.0.0.1:0", "--reactors", 2) as echo:
+        address = echo.line().removeprefix("listening on ")
+        host, port = address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), PATIENCE):
+            opened = echo.line()
+            true(opened.startswith(("reactor 0: #1 ", "reactor 1: #2 ")), opened)
+        closed = echo.line()
+        equal(closed.split(" ")[:3], opened.split(" ")[:3], "who was closed, and by which reactor")
+        equal(echo.end(signal.SIGTERM), 0, "status")
+        equal(echo.lines[-1], "stopped: 1 connections opened, 1 closed")
 
 
 @test

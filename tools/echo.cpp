@@ -3,6 +3,7 @@
 #include <deque>
 #include <limits>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "command_line.hpp"
@@ -23,6 +24,7 @@ using namespace std::chrono_literals;
 
 struct Settings {
   Address address;
+  std::uint64_t reactors = 1;
   ReactorOptions reactor;
   ListenerOptions listener;
   std::size_t message_bytes = 0;  // 0: as the bytes come
@@ -32,21 +34,65 @@ struct Settings {
   bool json = false;
 };
 
-/// What all connections share. The reactor comes last: its destructor still tells handlers the end of their connections.
-struct Service {
-  Service(const Settings& given, LineOutput& output)
-      : settings(given), report(output, reactor, given.json ? Format::json : Format::people, 0), reactor(given.reactor) {}
+/// What the connections of one reactor share, and what it tells that belongs to no connection.
+class Service {
+ public:
+  Service(const Settings& given, LineOutput& output, Worker& worker)
+      : settings(given),
+        reactor(worker.reactor()),
+        report(output, reactor, given.json ? Format::json : Format::people, static_cast<int>(worker.index()),
+               worker.reactors() > 1),
+        next_id_(worker.index() + 1),
+        reactors_(worker.reactors()),
+        stats_due_(reactor.now()),
+        stats_(reactor, [this] { tell_stats(); }) {
+    if (settings.stats > Duration::zero()) arm_stats();
+  }
+  Service(const Service&) = delete;
+  Service& operator=(const Service&) = delete;
+  ~Service() {
+    if (settings.stats > Duration::zero()) report.stats(reactor.counters());
+  }
+
+  /// No other connection of any reactor has it.
+  [[nodiscard]] std::uint64_t take_id() { return std::exchange(next_id_, next_id_ + reactors_); }
+
+  void on_accept_timed_out(Duration after) { report.accept_timed_out(after); }
+  void on_accept_paused(const Error& error, Duration retry) { report.accept_paused(error, retry); }
+  void on_accept_resumed(Duration after) { report.accept_resumed(after); }
+  void on_shed(const CloseRecord& record) { report.shed(record); }
 
   const Settings& settings;
+  Reactor& reactor;
   EventReport report;
-  std::uint64_t last_id = 0;
-  Reactor reactor;
+
+ private:
+  void arm_stats() {
+    stats_due_ = std::max(stats_due_ + settings.stats, reactor.now());
+    (void)stats_.arm_at(stats_due_);
+  }
+  void tell_stats() {
+    report.stats(reactor.counters());
+    arm_stats();
+  }
+
+  std::uint64_t next_id_;
+  std::uint64_t reactors_;
+  Instant stats_due_;
+  Timer stats_;
+};
+
+/// A reactor's service, and the kind of connection it is for.
+template <class Handler>
+struct ServiceOf : Service {
+  using Service::Service;
+  Handler make_handler(Connection&) { return Handler(*this); }
 };
 
 /// What every kind of connection does: it has an id, its beginning and end are told, and its messages are marked.
 struct Told {
   explicit Told(Service& shared)
-      : service(&shared), id(++shared.last_id), marks(shared.settings.listener.timeouts, shared.settings.message_bytes) {}
+      : service(&shared), id(shared.take_id()), marks(shared.settings.listener.timeouts, shared.settings.message_bytes) {}
 
   void on_open(Connection& peer) { service->report.opened(id, peer.peer()); }
   void on_close(Connection& peer, const CloseRecord& why) { service->report.closed(id, peer.peer(), why); }
@@ -198,78 +244,56 @@ struct FloodingEcho : Told {
   void fill(Connection& peer) { Flood(service->reactor, service->settings.listener.backlog_high_mark_bytes).fill(peer); }
 };
 
-/// What belongs to no connection.
-struct ListenerEvents {
-  EventReport& report;
-
-  void on_accept_timed_out(Duration after) { report.accept_timed_out(after); }
-  void on_accept_paused(const Error& error, Duration retry) { report.accept_paused(error, retry); }
-  void on_accept_resumed(Duration after) { report.accept_resumed(after); }
-  void on_shed(const CloseRecord& record) { report.shed(record); }
-};
-
 int fail(const std::string& what) {
   std::fprintf(stderr, "vigil-echo: %s\n", what.c_str());
   return 1;
 }
 
 template <class Handler>
-int serve(Service& service) {
-  ListenerEvents events{service.report};
-  Listener<Handler> listener(
-      service.reactor, service.settings.listener, [&service](Connection&) { return Handler(service); }, events);
-  if (auto bound = listener.listen(service.settings.address); !bound) {
-    return fail(service.settings.address.to_string() + ": " + describe(bound.error()));
+int serve(const Settings& settings, LineOutput& output) {
+  const ServerOptions options{.reactors = static_cast<unsigned>(settings.reactors),
+                              .stop_on_signals = false,  // the interruption watches them
+                              .reactor = settings.reactor,
+                              .listener = settings.listener};
+  Server<Handler, ServiceOf<Handler>> server(options,
+                                             [&](Worker& worker) { return ServiceOf<Handler>(settings, output, worker); });
+  EventReport report(output, server.control(), settings.json ? Format::json : Format::people, 0);
+
+  const Duration drain = over(settings.listener.timeouts, default_timeouts()).drain.duration();
+  Interruption interruption;
+  const auto stop = [&](bool again) {
+    if (!again) {
+      (void)server.sample([&](const ReactorCounters& counters) {
+        const std::uint64_t open = counters.opened - counters.closed;
+        if (open == 0) return;
+        report.remark("stopping: " + grouped(open) + " open connections have " + readable(drain) +
+                      " to end; once more ends them at once");
+      });
+    }
+    (void)server.shutdown(again ? Duration::zero() : drain);
+  };
+  if (auto armed = interruption.arm(server.control(), output, stop); !armed) return fail(describe(armed.error()));
+
+  if (auto started = server.start(settings.address); !started) {
+    return fail(settings.address.to_string() + ": " + describe(started.error()));
   }
-  auto address = listener.address();
-  if (!address) return fail(describe(address.error()));
-  service.report.listening(*address);
-  if (auto ran = service.reactor.run(); !ran) return fail(describe(ran.error()));
+  report.listening(*server.address());
+  if (auto ran = server.run(); !ran) return fail(describe(ran.error()));
+  report.remark("stopped: " + grouped(server.counters().opened) + " connections opened, " + grouped(server.counters().closed) +
+                " closed");
   return 0;
 }
 
-int serve_as_told(Service& service) {
-  if (service.settings.flood) return serve<FloodingEcho>(service);
-  if (service.settings.reply_delay > Duration::zero()) return serve<DelayedEcho>(service);
-  if (service.settings.message_bytes > 0) return serve<MessageEcho>(service);
-  return serve<Echo>(service);
+int serve_as_told(const Settings& settings, LineOutput& output) {
+  if (settings.flood) return serve<FloodingEcho>(settings, output);
+  if (settings.reply_delay > Duration::zero()) return serve<DelayedEcho>(settings, output);
+  if (settings.message_bytes > 0) return serve<MessageEcho>(settings, output);
+  return serve<Echo>(settings, output);
 }
 
 int run(const Settings& settings) {
   LineOutput output(STDOUT_FILENO);
-  int status = 0;
-  {
-    Service service(settings, output);
-    Reactor& reactor = service.reactor;
-    EventReport& report = service.report;
-    const Timeout drain = over(settings.listener.timeouts, default_timeouts()).drain;
-
-    Interruption interruption;
-    const auto stop = [&](bool again) {
-      const std::uint64_t open = reactor.counters().opened - reactor.counters().closed;
-      if (!again && open > 0) {
-        report.remark("stopping: " + grouped(open) + " open connections have " + readable(drain.duration()) +
-                      " to end; once more ends them at once");
-      }
-      (void)reactor.shutdown(again ? Duration::zero() : drain.duration());
-    };
-    if (auto armed = interruption.arm(reactor, output, stop); !armed) return fail(describe(armed.error()));
-
-    Instant stats_due = reactor.now() + settings.stats;
-    Timer stats(reactor, [&] {
-      report.stats(reactor.counters());
-      stats_due = std::max(stats_due + settings.stats, reactor.now());
-      (void)stats.arm_at(stats_due);
-    });
-    if (settings.stats > Duration::zero()) (void)stats.arm_at(stats_due);
-
-    status = serve_as_told(service);
-    if (status == 0) {
-      if (settings.stats > Duration::zero()) report.stats(reactor.counters());
-      report.remark("stopped: " + grouped(reactor.counters().opened) + " connections opened, " +
-                    grouped(reactor.counters().closed) + " closed");
-    }
-  }
+  const int status = serve_as_told(settings, output);
   return finish_output("vigil-echo", output, status);
 }
 
@@ -307,8 +331,9 @@ int main(int argc, char** argv) {
 
   CommandLine command_line("vigil-echo", "Sends back what it receives, and tells how every connection ended.");
   command_line.address("--listen", settings.address, "Listen here (127.0.0.1:7000); port 0: any, told in the first line");
+  command_line.number("--reactors", "N", settings.reactors, 1, 1024, "This many threads serve, each with a loop of its own (1)");
   command_line.number("--max-connections", "N", connections_max, 1, 1'000'000'000,
-                      "This many are open at once at most; more wait in the kernel's queue");
+                      "This many are open at once at most, an equal share with each reactor; more wait in the kernel's queue");
   command_line.timeout("--accept-timeout", listener.timeouts.accept, "Tell whenever nobody has come for this long");
   command_line.duration("--stats", settings.stats, 1ms, "Tell the counters this often");
   command_line.flag("--json", settings.json, "One JSON object a line");
@@ -328,8 +353,14 @@ int main(int argc, char** argv) {
   if (settings.flood && (message_bytes > 0 || settings.reply_delay > Duration::zero())) {
     return command_line.refuse("--flood sends no replies: it does not go with --reply-per-message or --reply-delay");
   }
+  if (settings.reactors > 1 && !settings.address.is_ip()) {
+    return command_line.refuse("--reactors: several can't share a Unix address");
+  }
+  if (connections_max > 0 && connections_max < settings.reactors) {
+    return command_line.refuse("--max-connections: fewer than --reactors");
+  }
 
-  listener.connections_max = connections_max;
+  listener.connections_max = connections_max / settings.reactors;
   listener.backlog_bytes_max = backlog_bytes_max;
   listener.when_backlogged = when_backlogged == 0 ? WhenBacklogged::close : WhenBacklogged::pause_reading;
   settings.message_bytes = message_bytes;

@@ -42,8 +42,14 @@ double milliseconds(Duration duration) { return std::round(static_cast<double>(d
 
 }  // namespace
 
-EventReport::EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number)
-    : output_(output), reactor_(reactor), format_(format), reactor_number_(reactor_number) {}
+EventReport::EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number,
+                         bool one_of_several)
+    : output_(output),
+      reactor_(reactor),
+      format_(format),
+      reactor_number_(reactor_number),
+      said_by_(one_of_several ? "reactor " + std::to_string(reactor_number.value_or(0)) + ": " : std::string()),
+      last_stats_at_(reactor.now()) {}
 
 nlohmann::ordered_json EventReport::begin(const char* event) const {
   nlohmann::ordered_json object{{"event", event}, {"time_ns", reactor_.now().time_since_epoch().count()}};
@@ -56,16 +62,17 @@ void EventReport::print(const nlohmann::ordered_json& object) {
   output_.print(object.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace));
 }
 
+void EventReport::say(const std::string& line) { output_.print(said_by_ + line); }
+
 void EventReport::listening(const Address& address) {
-  last_stats_at_ = reactor_.now();
-  if (!is_json()) return output_.print("listening on " + address.to_string());
+  if (!is_json()) return say("listening on " + address.to_string());
   auto object = begin("listening");
   object["address"] = address.to_string();
   print(object);
 }
 
 void EventReport::opened(std::uint64_t id, const Address& peer) {
-  if (!is_json()) return output_.print(std::string("#") + std::to_string(id) + " " + peer.to_string() + " opened");
+  if (!is_json()) return say(std::string("#") + std::to_string(id) + " " + peer.to_string() + " opened");
   auto object = begin("opened");
   object["id"] = id;
   object["peer"] = peer.to_string();
@@ -73,8 +80,7 @@ void EventReport::opened(std::uint64_t id, const Address& peer) {
 }
 
 void EventReport::closed(std::uint64_t id, const Address& peer, const CloseRecord& record) {
-  if (!is_json())
-    return output_.print(std::string("#") + std::to_string(id) + " " + peer.to_string() + " closed: " + describe(record));
+  if (!is_json()) return say(std::string("#") + std::to_string(id) + " " + peer.to_string() + " closed: " + describe(record));
   auto object = begin("closed");
   object["id"] = id;
   object["peer"] = peer.to_string();
@@ -85,14 +91,14 @@ void EventReport::closed(std::uint64_t id, const Address& peer, const CloseRecor
 }
 
 void EventReport::accept_timed_out(Duration after) {
-  if (!is_json()) return output_.print("nobody came for " + readable(after));
+  if (!is_json()) return say("nobody came for " + readable(after));
   auto object = begin("accept_timed_out");
   object["after_ms"] = milliseconds(after);
   print(object);
 }
 
 void EventReport::accept_paused(const Error& error, Duration retry) {
-  if (!is_json()) return output_.print("accepting is paused: " + describe(error) + "; next try in " + readable(retry));
+  if (!is_json()) return say("accepting is paused: " + describe(error) + "; next try in " + readable(retry));
   auto object = begin("accept_paused");
   object["errno"] = error.code;
   object["retry_ms"] = milliseconds(retry);
@@ -100,14 +106,14 @@ void EventReport::accept_paused(const Error& error, Duration retry) {
 }
 
 void EventReport::accept_resumed(Duration after) {
-  if (!is_json()) return output_.print("accepting again, after " + readable(after));
+  if (!is_json()) return say("accepting again, after " + readable(after));
   auto object = begin("accept_resumed");
   object["after_ms"] = milliseconds(after);
   print(object);
 }
 
 void EventReport::shed(const CloseRecord& record) {
-  if (!is_json()) return output_.print("a connection was shed: " + describe(record));
+  if (!is_json()) return say("a connection was shed: " + describe(record));
   auto object = begin("shed");
   object["errno"] = record.error_number;
   print(object);
@@ -139,13 +145,13 @@ void EventReport::stats(const ReactorCounters& counters) {
     const std::uint64_t closed = counters.closed_for[reason] - last_stats_.closed_for[reason];
     if (closed > 0) line += "; " + grouped(closed) + " " + to_string(static_cast<CloseReason>(reason));
   }
-  output_.print(line);
+  say(line);
   last_stats_at_ = now;
   last_stats_ = counters;
 }
 
 void EventReport::remark(const std::string& line) {
-  if (!is_json()) output_.print(line);
+  if (!is_json()) say(line);
 }
 
 void EventReport::json(nlohmann::ordered_json object) {

@@ -23,9 +23,10 @@ enum class Format { people, json };
 
 class EventReport {
  public:
-  EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number = std::nullopt);
+  /// Stats are counted from here. With `one_of_several` the reactor's number stands in lines for people too.
+  EventReport(LineOutput& output, const Reactor& reactor, Format format, std::optional<int> reactor_number = std::nullopt,
+              bool one_of_several = false);
 
-  /// Stats are counted from here.
   void listening(const Address& address);
   void opened(std::uint64_t id, const Address& peer);
   void closed(std::uint64_t id, const Address& peer, const CloseRecord& record);
@@ -46,12 +47,14 @@ class EventReport {
  private:
   [[nodiscard]] nlohmann::ordered_json begin(const char* event) const;
   void print(const nlohmann::ordered_json& object);
+  void say(const std::string& line);
 
   LineOutput& output_;
   const Reactor& reactor_;
   Format format_;
   std::optional<int> reactor_number_;
-  Instant last_stats_at_{};
+  std::string said_by_;  // in front of each line for people
+  Instant last_stats_at_;
   ReactorCounters last_stats_;
 };
 
