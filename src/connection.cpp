@@ -147,6 +147,7 @@ void ConnectionLife::connecting(Connection& connection, int connect_answer) {
 }
 
 void ConnectionLife::confirm_connect(ReactorCore& core, Connection& connection, Readiness readiness) {
+  if (retry_now(core, connection)) return;
   const int error = connect_result(connection.descriptor_);
   if (error == EINPROGRESS) return;  // a stale or spurious event: the handshake is still under way
   // A handshake that never completed is answered ECONNREFUSED; a reset of an established connection was one that had opened.

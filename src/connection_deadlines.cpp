@@ -69,7 +69,7 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
   const ConnectionSide* side = connection.side_;
   Instant at = never_due;
   const auto look = [&at](Instant instant) { at = std::min(at, instant); };
-  if (connection.stage_ == Connection::Stage::connecting) return at;
+  if (connection.stage_ == Connection::Stage::connecting) return retries_at(connection);
   if (receive_clocks_run(connection)) {
     // A byte or a message that comes at once may be due earlier than what runs: `first_byte`, or more time that was given.
     look(due_at(core.now, timeouts.receive));
@@ -149,7 +149,7 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
   core.read_clock();
   Due deadline = earliest_deadline(connection);
-  if (deadline.at <= core.now) {
+  if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
     // the receive go on until the kernel has no more.
     const Duration late = core.now - deadline.at;

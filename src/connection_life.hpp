@@ -15,6 +15,8 @@
 
 namespace vigil {
 
+struct SocketAddress;
+
 /// What all connections of a listener or connector share: counted, so that it lives as long as the last of them.
 struct ConnectionPolicy {
   ReactorCore* core = nullptr;
@@ -80,6 +82,11 @@ struct ConnectionLife {
   static void established(Connection& connection);
   static void accepted(Connection& connection);
   static void connecting(Connection& connection, int connect_answer);
+  /// Instead of connecting(): a Unix listener's queue is full, and the attempt is repeated until the connect deadline.
+  static void retry_later(Connection& connection, const SocketAddress& target);
+  [[nodiscard]] static Instant retries_at(const Connection& connection);
+  [[nodiscard]] static bool retry_now(ReactorCore& core, Connection& connection);
+  static void drop_retry(Connection& connection);
 
   // The phases of a turn.
   static void ready(ReactorCore& core, Source& source, Readiness readiness) noexcept;

@@ -22,6 +22,7 @@ void ConnectionLife::drop_side(ReactorCore& core, Connection& connection) {
   if (connection.side_ == nullptr) return;
   count_discarded(connection, connection.side_->tail_bytes);
   send_queue::clear(core.chunks, connection.side_->tail);
+  drop_retry(connection);
   core.sides.give_back(connection.side_);
   connection.side_ = nullptr;
 }

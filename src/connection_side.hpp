@@ -24,6 +24,8 @@ struct RateWindow {
   }
 };
 
+struct ConnectRetry;
+
 struct ConnectionSide {
   Instant paused_at{};  // while reading is held, by whatever
 
@@ -37,6 +39,8 @@ struct ConnectionSide {
   RateWindow received;                   // of Connection::received_
   RateWindow acknowledged;               // of acknowledged_bytes
   std::uint64_t acknowledged_bytes = 0;  // at the last sample
+
+  ConnectRetry* retry = nullptr;  // of an attempt that a Unix listener's full queue refused
 
   SendChunk* tail = nullptr;  // what on_receive left
   std::uint32_t tail_bytes = 0;

@@ -48,7 +48,12 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
     ConnectionLife::build_handler(*connection, setup->construct);
     core.in_turn = in_turn;
   }
-  ConnectionLife::connecting(*connection, uninterrupted([&] { return sys::connect(descriptor, target->get(), target->length); }));
+  const int answer = uninterrupted([&] { return sys::connect(descriptor, target->get(), target->length); });
+  if (would_block(answer) && !address.is_ip()) {
+    ConnectionLife::retry_later(*connection, *target);
+  } else {
+    ConnectionLife::connecting(*connection, answer);
+  }
   return connection->handle();
 }
 

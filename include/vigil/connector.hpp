@@ -7,7 +7,8 @@
 //   if (auto attempt = connector.connect("127.0.0.1:7000"); !attempt) return vigil::report(attempt.error());
 //
 // What is wrong before the kernel is asked to connect is connect()'s own error. From then on the handler is told: on_open, or
-// on_close in phase `connecting` with no on_open before it.
+// on_close in phase `connecting` with no on_open before it. A Unix listener whose queue is full refuses an attempt (EAGAIN): it
+// is made again, first after 1 ms, then in growing steps of up to 100 ms, until its connect deadline.
 #pragma once
 
 #include <cstddef>
