@@ -251,6 +251,30 @@ TEST_CASE("receive_timed_out: no byte came for as long as the deadline allows") 
   CHECK(record.silence >= 30ms);
 }
 
+/// Waits for a newline.
+struct LineReader : test::Recorder {
+  using Recorder::Recorder;
+  std::size_t on_receive(Connection& connection, Bytes bytes) {
+    Recorder::on_receive(connection, bytes);
+    return bytes.text().find('\n') + 1;  // none: npos + 1 is 0
+  }
+};
+
+TEST_CASE("message_too_large: on_receive left more than it may") {
+  test::Served<LineReader> scene({.message_bytes_max = 1000});
+  test::Peer peer = scene.connect();
+  peer.send("a line\n" + std::string(1001, 'x'));
+
+  const CloseRecord& record = scene.end();
+
+  INFO(vigil::describe(record));
+  CHECK(record.reason == CloseReason::message_too_large);
+  CHECK(record.origin == Origin::policy);
+  CHECK(record.phase == Phase::open);
+  CHECK(record.unconsumed == 1001);
+  check_bytes(record, 1008, 0);
+}
+
 TEST_CASE("send_timed_out: the peer acknowledged nothing for as long as the deadline allows") {
   test::Served<> scene({.timeouts = {.send = 80ms}, .socket = {.send_buffer_bytes = 64 * 1024}});
   const std::string bytes = test::pattern(4 * 1024 * 1024);
@@ -264,6 +288,69 @@ TEST_CASE("send_timed_out: the peer acknowledged nothing for as long as the dead
   CHECK(record.unsent > 0);
   CHECK(record.unacknowledged.value_or(0) > 0);
   CHECK(record.age >= 80ms);
+}
+
+TEST_CASE("message_timed_out: a message that had begun was not whole in time, though bytes came") {
+  test::Served<> scene({.timeouts = {.receive = 30s, .message = 60ms}});
+  scene.log.at_receive = [](Connection& connection, Bytes bytes) {
+    if (bytes.text().ends_with('\n')) connection.end_message();
+  };
+  test::Peer peer = scene.connect();
+  peer.send("one\n");
+  REQUIRE(scene.turn_until([&] { return scene.log.received == "one\n"; }));
+  const auto ended = test::now();
+  REQUIRE(scene.turn_until([&] { return test::now() >= ended + 150ms; }));  // between messages nothing is too late
+  REQUIRE(scene.log.closed.empty());
+  const auto began = test::now();
+  REQUIRE(scene.turn_until([&] {
+    if (scene.log.closed.empty()) peer.send_some("x");
+    return !scene.log.closed.empty();
+  }));
+
+  const CloseRecord& record = scene.end();
+
+  check_cause(record, CloseReason::message_timed_out, Origin::policy, Phase::open);
+  CHECK(record.received == scene.log.received.size());
+  CHECK(scene.log.received.size() > 4);
+  CHECK(scene.log.closed_at >= began + 60ms);
+  CHECK(record.silence < record.age);
+}
+
+TEST_CASE("receive_too_slow: bytes came, but fewer than the rate asks for") {
+  test::Served<> scene(
+      {.timeouts = {.receive = 30s, .receive_rate = {.bytes_per_second = 1'000'000, .window = 50ms, .grace = 30ms}}});
+  test::Peer peer = scene.connect();
+  std::uint64_t sent = 0;
+
+  REQUIRE(scene.turn_until([&] {
+    if (scene.log.closed.empty()) sent += peer.send_some("x");
+    return !scene.log.closed.empty();
+  }));
+  const CloseRecord& record = scene.end();
+
+  check_cause(record, CloseReason::receive_too_slow, Origin::policy, Phase::open);
+  CHECK(record.received > 0);
+  CHECK(record.received <= sent);
+  CHECK(record.age >= 80ms);
+}
+
+TEST_CASE("send_too_slow: the peer acknowledged bytes, but fewer than the rate asks for") {
+  test::Served<> scene(
+      {.timeouts = {.send = 30s, .send_rate = {.bytes_per_second = 1'000'000'000, .window = 100ms, .grace = 30ms}},
+       .socket = {.send_buffer_bytes = 64 * 1024}});
+  const std::string bytes = test::pattern(4 * 1024 * 1024);
+  scene.log.at_open = [&](Connection& connection) { connection.send(bytes); };
+  test::Peer peer = scene.connect(4096);
+
+  // It reads a piece at each turn: `send` has nothing to complain of.
+  REQUIRE(scene.turn_until([&] { return !scene.log.closed.empty() || (peer.read(512), false); }));
+  const CloseRecord& record = scene.end();
+
+  check_cause(record, CloseReason::send_too_slow, Origin::policy, Phase::open);
+  CHECK(record.handed_to_kernel + record.unsent == bytes.size());
+  CHECK(record.unsent > 0);
+  CHECK(!peer.received.empty());
+  CHECK(record.age >= 130ms);
 }
 
 TEST_CASE("drain_timed_out: the peer finished, and its handler neither sent nor closed") {
