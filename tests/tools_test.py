@@ -14,6 +14,7 @@ import pathlib
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -734,6 +735,19 @@ def a_probe_reads_no_faster_than_it_is_told_and_still_reads_it_all():
                 equal(probe.end(), 0, "status")
             equal((closed["reason"], closed["received"]), ("peer_finished", size), f"{read_rate} bytes a second")
             true(closed["age_ms"] >= 1000 * size / read_rate - 101, f"{read_rate} bytes a second: read too fast: {closed}")
+
+
+@test
+def a_probe_that_reads_slowly_is_told_of_a_reset_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = "127.0.0.1:{}".format(server.getsockname()[1])
+        with Tool("probe", address, "--read-rate", 1000, "--json") as probe:
+            connection = server.accept()[0]
+            connection.sendall(bytes(200_000))  # more than three minutes' worth
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            equal(probe.event("closed")["reason"], "peer_reset")
+            equal(probe.end(), 4, "status")
 
 
 @test

@@ -1,4 +1,6 @@
 // vigil-probe: says whether somebody answers at an address; with --hold stays, and tells how the connection ends.
+#include <poll.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <optional>
@@ -125,8 +127,18 @@ struct ProbeHandler {
     if (probe->settings.read_rate == 0) return;
     const Instant now = probe->reactor.now();
     const Instant again = pace.after(bytes.size(), now);
-    if (again > now && peer.pause_reading()) (void)read_again.arm_at(again);
+    if (again > now && !has_broken(peer) && peer.pause_reading()) (void)read_again.arm_at(again);
   }
+  void on_peer_gone_while_paused(Connection& peer) {
+    if (has_broken(peer)) (void)peer.resume_reading();
+  }
+
+  /// Nobody minds any more how slowly the rest is read, and how the connection ended is told behind it.
+  static bool has_broken(const Connection& peer) {
+    pollfd state{peer.descriptor(), 0, 0};  // POLLERR and POLLHUP are told unasked, and not for a stream that only ended
+    return ::poll(&state, 1, 0) > 0;
+  }
+
   void on_send_drained(Connection& peer) {
     if (probe->settings.flood) fill(peer);
   }
