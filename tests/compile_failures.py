@@ -20,8 +20,15 @@ struct Handler {
   void on_close(vigil::Connection&, const vigil::CloseRecord&) {}
   %s
 };
+struct Shard {
+  Handler make_handler(vigil::Connection&) { return Handler(); }
+  void on_shed(const vigil::CloseRecord&) {}
+};
 """
-USE = "void use(vigil::Reactor& reactor) { vigil::Listener<Handler> listener(reactor); vigil::Connector<Handler> connector(reactor); }"
+USE = """
+void use(vigil::Reactor& reactor) { vigil::Listener<Handler> listener(reactor); vigil::Connector<Handler> connector(reactor); }
+void serve() { vigil::Server<Handler> plain; vigil::Server<Handler, Shard> made({}, [](vigil::Worker&) { return Shard(); }); }
+"""
 WITHOUT_DEFAULT = "explicit Handler(int) {}"
 
 # Name, the right text, the mistake, what the compiler is to say.
@@ -43,6 +50,12 @@ CASES = [
     ("an on_peer_gone_while_paused that takes a record", "", "void on_peer_gone_while_paused(vigil::Connection&, const vigil::CloseRecord&) {}", "on_peer_gone_while_paused must be callable"),
     ("a handler aligned beyond its slot", "struct Handler {", "struct alignas(128) Handler {", "aligned to 64 bytes"),
     ("a handler that can't be made without make_handler", "", WITHOUT_DEFAULT, "Handler"),
+    ("a make_handler of a shard that takes something else", "make_handler(vigil::Connection&)", "make_handler(vigil::Worker&)", "make_handler must be callable"),
+    ("a make_handler of a shard that answers something else", "Handler make_handler(", "Shard make_handler(", "make_handler must be callable"),
+    ("a misspelled make_handler of a shard whose handler needs it", "void on_receive(", "Handler(int); void on_receive(", "needs a shard with Handler make_handler"),
+    ("an on_shed of a shard that can't be called", "void on_shed(const vigil::CloseRecord&)", "void on_shed(int)", "on_shed must be callable"),
+    ("a make_shard that returns no shard", "{ return Shard(); }", "{ return Handler(); }", "must return the shard"),
+    ("a make_shard that takes no worker", "[](vigil::Worker&)", "[](vigil::Reactor&)", "Server"),
     ("a final handler with an on_open that can't be called", "struct Handler {", "struct Handler final { void on_open(int) {}", "on_open must be callable"),
 ]
 

@@ -1,6 +1,6 @@
 // Whether a type has a member of an optional callback's name, callable as documented or not: one that has the name and can't be
-// called is a mistake that must not compile. Used by handlers (handler.hpp), events objects (listener.hpp) and shards (server.hpp). All at compile
-// time.
+// called is a mistake that must not compile. Used by handlers (handler.hpp), events objects (listener.hpp) and shards
+// (server.hpp). All at compile time.
 #pragma once
 
 #include <type_traits>
