@@ -237,8 +237,7 @@ bool ConnectionLife::enqueue(ReactorCore& core, Connection& connection, Bytes by
   if (connection.queued_bytes_ <= connection.policy_->high_mark) return true;
   connection.set(Connection::above_high_mark);
   // No memory to hold reading: the bound on the queue still holds.
-  if (connection.policy_->pauses_when_backlogged &&
-      !connection.has(Connection::backlogged | Connection::closing | Connection::error_latched))
+  if (connection.policy_->pauses_when_backlogged && !connection.has(Connection::backlogged | Connection::closing))
     (void)hold_reading(core, connection, Connection::backlogged);
   return true;
 }

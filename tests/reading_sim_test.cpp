@@ -612,6 +612,21 @@ TEST_CASE("a deadline of receiving resumes with the time that was left") {
   }
 }
 
+TEST_CASE("the grace of a rate resumes with the time that was left") {
+  Scene scene;
+  scene.run_for(10s);
+  CHECK(scene.connection().set_rate(Deadline::receive_rate, {.bytes_per_second = 1000, .window = 4s, .grace = 6s}));
+  scene.run_for(3s);
+  scene.pause();
+  scene.run_for(60s);
+  const Instant resumed = scene.kernel.now();
+  scene.resume();
+  const Instant ended = end_within(scene, 20s);
+  CHECK(scene.record().reason == CloseReason::receive_too_slow);
+  CHECK(ended >= resumed + 3s + 4s);
+  CHECK(ended <= resumed + 3s + 4s + 2 * tick);
+}
+
 TEST_CASE("a byte that waited while reading was paused moves the receive deadline when it is read") {
   Scene scene(with({.receive = 10s}));
   scene.run_for(9s);

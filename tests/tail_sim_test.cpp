@@ -338,6 +338,26 @@ TEST_CASE("what is left at the peer's end is offered once more, marked final, an
   CHECK(scene.record().unconsumed == 10 - takes);
 }
 
+TEST_CASE("only on_receive is told that bytes are final") {
+  struct LingeringConsumer : Consumer {
+    using Consumer::Consumer;
+    void on_peer_finished(Connection& connection) { CHECK_FALSE(connection.is_final()); }
+  };
+  SimulationOf<LingeringConsumer> world;
+  const int peer = world.accept();
+  std::vector<bool> finals;
+  world.story.consume = [&](Connection& connection, std::string_view) -> std::size_t {
+    finals.push_back(connection.is_final());
+    return 0;
+  };
+  world.kernel.peer_sends(peer, "left");
+  world.kernel.peer_finishes(peer);
+  world.settle();
+  CHECK(finals == std::vector<bool>{false, true});
+  CHECK(world.story.records.empty());
+  CHECK_FALSE(world.story.connection(peer).is_final());
+}
+
 TEST_CASE("what follows at the peer's end comes before the bytes are final") {
   Scene scene(nothing);
   scene.peer_sends("one ");
