@@ -831,6 +831,12 @@ def a_rate_that_nobody_can_keep_ends_on_time_and_is_said():
             true(result["p50_ns"] > 100_000_000, f"{extra}: most messages waited, and the latencies hide it: {result}")
             status, out, _ = run("load", echo.address, *common, *extra, "--duration", "100ms")
             true(status == 0 and "rate        not kept: of 10,000,000 messages due " in out, f"{extra}: {out}")
+            true("warm-up" not in out, f"{extra}: {out}")
+    with Echo() as echo:
+        behind = ["--rate", 100_000_000, "--warmup", "200ms", "--duration", "100ms"]
+        _, out, _ = run("load", echo.address, *behind)
+        told = "of 10,000,000 messages due 10,000,000 were never sent; some of those answered had been due in the warm-up"
+        true(told in out, f"a load that is still busy with its warm-up: {out}")
     with Echo() as echo, Tool("load", echo.address, *common, "--duration", "1h", "--json") as load:
         echo.event("opened")
         equal(load.end(signal.SIGINT), 0, "status of an interrupted one")

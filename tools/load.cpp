@@ -488,8 +488,9 @@ void report_to_people(EventReport& report, const Load& load, const Settings& set
     report.remark(line);
   }
   if (load.never_sent() > 0) {
+    const bool still_behind = load.due_messages() - load.never_sent() < load.messages();
     report.remark("rate        not kept: of " + grouped(load.due_messages()) + " messages due " + grouped(load.never_sent()) +
-                  " were never sent");
+                  " were never sent" + (still_behind ? "; some of those answered had been due in the warm-up" : ""));
   }
   if (load.errors() == 0) return report.remark("errors      none; every byte that came back was compared");
   std::string line = "errors      " + grouped(load.errors()) + ":";
