@@ -242,82 +242,91 @@ TEST_CASE("more time given to a peer that takes nothing does not keep a close wa
   }
 }
 
-TEST_CASE("a handler may do anything when it is asked, whatever it answers") {
+// What a handler may do when it is asked
+// ------------------------------------------------------------------------------------------
+
+namespace {
+
+/// One deadline of each kind, whose handler acts when it is asked first, answers `answer`, and then nothing.
+template <class Act, class Check>
+void when_asked(Act act, Check check) {
   for (const Kind& kind : kinds) {
     for (const Duration answer : {Duration(0), Duration(10s)}) {
       INFO(std::string(to_string(kind.deadline)) << ", answer " << answer.count());
       DeadlineWorld world(timeouts_of(kind));
-      const auto asked_at_first = [&](std::function<void(Connection&)> act) {
-        world.on_deadline = [&world, act = std::move(act), answer](Connection& connection, Deadline) {
-          if (world.asked.size() == 1) act(connection);
-          return world.asked.size() == 1 ? answer : Duration(0);
-        };
+      world.on_deadline = [&](Connection& connection, Deadline) {
+        if (world.asked.size() > 1) return Duration(0);
+        act(connection, kind);
+        return answer;
       };
-      const Instant start = world.kernel.now();
-      SUBCASE("close") {
-        asked_at_first([](Connection& connection) { CHECK(connection.close()); });
-        const int peer = begin(world, kind);
-        world.run_for(timeout + timeout / 8 + tick);
-        CHECK(world.kernel.sent_end(peer));
-        // Those of sending run while it closes, and this one is due.
-        CHECK(world.is_over(peer) == is_of_sending(kind));
-        world.kernel.peer_finishes(peer);
-        world.settle();
-        CHECK(world.story.record(peer).reason == CloseReason::local_close);
-        CHECK(world.story.record(peer).cut_short == (is_of_sending(kind) ? CutShort::timed_out : CutShort::none));
-      }
-      SUBCASE("abort") {
-        asked_at_first([](Connection& connection) { CHECK(connection.abort()); });
-        const int peer = begin(world, kind);
-        world.run_for(20s);
-        world.check_end(peer, CloseReason::local_close, start + timeout, late_at_most(kind));
-      }
-      SUBCASE("send") {
-        asked_at_first([](Connection& connection) { CHECK(connection.send(bytes_of("are you there?"))); });
-        const int peer = begin(world, kind);
-        world.run_for(30s);
-        const Duration more = answer == 0ns ? answer : is_rate(kind.deadline) ? std::max(answer, timeout) : answer;
-        world.check_end(peer, kind.reason, start + timeout + more, 2 * late_at_most(kind) + 2 * tick);
-        if (answer > 0ns) CHECK(world.kernel.sent(peer).ends_with("are you there?"));
-      }
-      SUBCASE("pause") {
-        asked_at_first([](Connection& connection) { CHECK(connection.pause_reading()); });
-        const int peer = begin(world, kind);
-        world.run_for(60s);
-        if (is_of_sending(kind) || answer == 0ns) {
-          world.check_end(peer, kind.reason, start + timeout + answer, 2 * late_at_most(kind));
-        } else {
-          REQUIRE_FALSE(world.is_over(peer));
-          const Instant resumed = world.kernel.now();
-          CHECK(world.connection(peer).resume_reading());
-          world.run_for(60s);
-          world.check_end(peer, kind.reason, resumed + answer, 2 * tick);
-        }
-      }
-      SUBCASE("its own timeout set to never, and back later: from then on") {
-        asked_at_first([&](Connection& connection) {
-          if (is_rate(kind.deadline))
-            CHECK(connection.set_rate(kind.deadline, Rate::never()));
-          else
-            CHECK(connection.set_timeout(kind.deadline, never));
-        });
-        const int peer = begin(world, kind);
-        world.run_for(60s);
-        if (answer == 0ns) {
-          world.check_end(peer, kind.reason, start + timeout, late_at_most(kind));
-        } else {
-          REQUIRE_FALSE(world.is_over(peer));
-          const Instant back = world.kernel.now();
-          if (is_rate(kind.deadline))
-            CHECK(world.connection(peer).set_rate(kind.deadline, Rate{}));
-          else
-            CHECK(world.connection(peer).set_timeout(kind.deadline, inherit));
-          world.run_for(60s);
-          // Those of receiving are judged from their old beginning.
-          const Duration whole = is_of_sending(kind) || is_rate(kind.deadline) ? timeout : Duration(0);
-          world.check_end(peer, kind.reason, back + whole, late_at_most(kind) + 2 * tick);
-        }
-      }
+      const Instant due = world.kernel.now() + timeout;
+      const int peer = begin(world, kind);
+      world.run_for(60s);
+      check(world, peer, kind, due, answer);
     }
   }
+}
+
+}  // namespace
+
+TEST_CASE("a handler that closes when it is asked has its close, whatever it answers") {
+  when_asked([](Connection& connection, const Kind&) { CHECK(connection.close()); },
+             [](DeadlineWorld& world, int peer, const Kind& kind, Instant, Duration) {
+               CHECK(world.kernel.sent_end(peer));
+               // Those of sending run while it closes, and this one is due.
+               CHECK(world.is_over(peer) == is_of_sending(kind));
+               world.kernel.peer_finishes(peer);
+               world.settle();
+               CHECK(world.story.record(peer).reason == CloseReason::local_close);
+               CHECK(world.story.record(peer).cut_short == (is_of_sending(kind) ? CutShort::timed_out : CutShort::none));
+             });
+}
+
+TEST_CASE("a handler that aborts when it is asked has its reset, whatever it answers") {
+  when_asked([](Connection& connection, const Kind&) { CHECK(connection.abort()); },
+             [](DeadlineWorld& world, int peer, const Kind& kind, Instant due, Duration) {
+               world.check_end(peer, CloseReason::local_close, due, late_at_most(kind));
+               CHECK(world.kernel.ending(peer) == sys::Ending::reset);
+             });
+}
+
+TEST_CASE("a handler that sends when it is asked is heard if it gives more time") {
+  when_asked([](Connection& connection, const Kind&) { CHECK(connection.send(bytes_of("are you there?"))); },
+             [](DeadlineWorld& world, int peer, const Kind& kind, Instant due, Duration answer) {
+               world.check_end(peer, kind.reason, due + answer, 2 * late_at_most(kind) + tick);
+               if (answer > 0ns) CHECK(world.kernel.sent(peer).ends_with("are you there?"));
+             });
+}
+
+TEST_CASE("a handler that pauses reading when it is asked has the given time from the resume on") {
+  when_asked([](Connection& connection, const Kind&) { CHECK(connection.pause_reading()); },
+             [](DeadlineWorld& world, int peer, const Kind& kind, Instant due, Duration answer) {
+               if (is_of_sending(kind) || answer == 0ns)
+                 return world.check_end(peer, kind.reason, due + answer, 2 * late_at_most(kind) + tick);
+               REQUIRE_FALSE(world.is_over(peer));
+               const Instant resumed = world.kernel.now();
+               CHECK(world.connection(peer).resume_reading());
+               world.run_for(60s);
+               world.check_end(peer, kind.reason, resumed + answer, 2 * tick);
+             });
+}
+
+TEST_CASE("a handler that sets the timeout to never when it is asked, and back later, begins it anew where never does") {
+  const auto set = [](Connection& connection, const Kind& kind, bool never_again) {
+    if (is_rate(kind.deadline))
+      CHECK(connection.set_rate(kind.deadline, never_again ? Rate::never() : Rate{}));
+    else
+      CHECK(connection.set_timeout(kind.deadline, never_again ? never : inherit));
+  };
+  when_asked([&](Connection& connection, const Kind& kind) { set(connection, kind, true); },
+             [&](DeadlineWorld& world, int peer, const Kind& kind, Instant due, Duration answer) {
+               if (answer == 0ns) return world.check_end(peer, kind.reason, due, late_at_most(kind));
+               REQUIRE_FALSE(world.is_over(peer));
+               const Instant back = world.kernel.now();
+               set(world.connection(peer), kind, false);
+               world.run_for(60s);
+               // The others of receiving are judged from their old beginning.
+               const bool anew = is_of_sending(kind) || is_rate(kind.deadline);
+               world.check_end(peer, kind.reason, anew ? back + timeout : back, late_at_most(kind) + 2 * tick);
+             });
 }

@@ -267,37 +267,53 @@ TEST_CASE("the nearest layer's rate counts: process, reactor, listener, connecti
 
 TEST_CASE("set_rate begins anew: from then on, with its own grace") {
   for (const Deadline kind : both) {
+    for (const bool never_between : {true, false}) {
+      INFO(std::string(to_string(kind)) << (never_between ? ", never, and back to what it inherits" : ", another rate"));
+      DeadlineWorld world(with(kind, hundred));
+      const int peer = accept(world, kind);
+      world.run_for(3900ms);
+      if (never_between) {
+        CHECK(world.connection(peer).set_rate(kind, Rate::never()));
+        world.run_for(1h);
+        REQUIRE_FALSE(world.is_over(peer));
+      }
+      const Instant set = world.kernel.now();
+      CHECK(
+          world.connection(peer).set_rate(kind, never_between ? Rate{} : Rate{.bytes_per_second = 1, .window = 4s, .grace = 2s}));
+      world.run_for(1h);
+      world.check_end(peer, reason_of(kind), set + (never_between ? 4s : 6s), 500ms + 2 * tick);
+    }
+  }
+}
+
+TEST_CASE("a rate that is refused changes nothing") {
+  for (const Deadline kind : both) {
     INFO(std::string(to_string(kind)));
     DeadlineWorld world(with(kind, hundred));
+    const Instant opened = world.kernel.now();
     const int peer = accept(world, kind);
     world.run_for(3900ms);
-    const auto expect_end = [&](Duration after) {
-      const Instant set = world.kernel.now();
-      world.run_for(1h);
-      world.check_end(peer, reason_of(kind), set + after, 500ms);
-    };
-    SUBCASE("another rate") {
-      CHECK(world.connection(peer).set_rate(kind, {.bytes_per_second = 1, .window = 4s, .grace = 2s}));
-      expect_end(6s);
-    }
-    SUBCASE("never, and back to what it inherits") {
-      CHECK(world.connection(peer).set_rate(kind, Rate::never()));
-      world.run_for(1h);
-      REQUIRE_FALSE(world.is_over(peer));
-      CHECK(world.connection(peer).set_rate(kind, Rate{}));
-      expect_end(4s);
-    }
-    SUBCASE("refused: nothing changes") {
-      const Instant opened = world.kernel.now() - 3900ms;
-      Connection& connection = world.connection(peer);
-      for (const Rate& wrong :
-           {Rate{.bytes_per_second = 1, .window = 0s}, Rate{.bytes_per_second = 1, .window = 1s, .grace = -1ns},
-            Rate{.bytes_per_second = 1, .window = longest_timeout + 1ns}})
-        CHECK(connection.set_rate(kind, wrong).error().code == EINVAL);
-      CHECK(connection.set_rate(Deadline::receive, hundred).error().code == EINVAL);
-      world.run_for(1h);
-      world.check_end(peer, reason_of(kind), opened + 4s, 2 * tick);
-    }
+    Connection& connection = world.connection(peer);
+    for (const Rate& wrong : {Rate{.bytes_per_second = 1, .window = 0s}, Rate{.bytes_per_second = 1, .window = 1s, .grace = -1ns},
+                              Rate{.bytes_per_second = 1, .window = longest_timeout + 1ns}})
+      CHECK(connection.set_rate(kind, wrong).error().code == EINVAL);
+    CHECK(connection.set_rate(Deadline::receive, hundred).error().code == EINVAL);
+    world.run_for(1h);
+    world.check_end(peer, reason_of(kind), opened + 4s, 125ms + 2 * tick);
+  }
+}
+
+TEST_CASE("a window stands still while reading is paused, and so does a grace") {
+  for (const Duration paused_after : {Duration(1s), Duration(3500ms)}) {
+    DeadlineWorld world(with(Deadline::receive_rate, hundred));
+    const Instant opened = world.kernel.now();
+    const int peer = world.accept();
+    world.run_for(paused_after);
+    CHECK(world.connection(peer).pause_reading());
+    world.run_for(10s);
+    CHECK(world.connection(peer).resume_reading());
+    world.run_for(1h);
+    world.check_end(peer, CloseReason::receive_too_slow, opened + 14s, 2 * tick);
   }
 }
 
@@ -332,6 +348,7 @@ TEST_CASE("the largest rate there is can be asked for, and is never fast enough"
       const Instant opened = world.kernel.now();
       const int peer = accept(world, kind);
       move_bytes(world, peer, kind, 1000);
+      world.settle();
       world.connection(peer).begin_message();
       world.run_for(1h);
       world.check_end(peer, reason_of(kind), opened + grace + 2s, 250ms + 2 * tick);
