@@ -310,6 +310,18 @@ TEST_CASE("a signal shuts every reactor down within the drain of the options, an
   }
 }
 
+TEST_CASE("the first signal of each run drains") {
+  World world({.reactors = 2, .drain = 3s});
+  for (int run = 0; run < 2; ++run) {
+    world.start();
+    (void)world.connect(0);
+    const Instant began = world.kernel.now();
+    world.kernel.after(1s, [&] { world.kernel.raise(SIGTERM); });
+    world.run();
+    CHECK(world.kernel.now() - began >= 4s);
+  }
+}
+
 TEST_CASE("a server that is told not to leaves the signals alone") {
   World world({.reactors = 2, .stop_on_signals = false});
   world.start();

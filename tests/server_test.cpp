@@ -73,13 +73,13 @@ struct EchoShard;
 struct Echo {
   explicit Echo(EchoShard& its_shard) : shard(its_shard) {}
   void on_open(Connection&);
-  void on_receive(Connection& peer, Bytes bytes) { peer.send(bytes); }
+  void on_receive(Connection& peer, Bytes bytes);
   void on_close(Connection&, const CloseRecord& record);
   EchoShard& shard;
 };
 
 struct EchoShard {
-  EchoShard(Ledger& given, const Worker& worker) : ledger(given) {
+  EchoShard(Ledger& given, Worker& worker) : ledger(given), reactor(worker.reactor()) {
     seen.index = worker.index();
     seen.thread = std::this_thread::get_id();
     seen.cpus = usable_cpus();
@@ -93,10 +93,15 @@ struct EchoShard {
   Echo make_handler(Connection&) { return Echo(*this); }
 
   Ledger& ledger;
+  vigil::Reactor& reactor;
   Seen seen;
 };
 
 void Echo::on_open(Connection&) { ++shard.ledger.opened; }
+void Echo::on_receive(Connection& peer, Bytes bytes) {
+  if (bytes.text() == "stop") shard.reactor.stop();
+  peer.send(bytes);
+}
 void Echo::on_close(Connection&, const CloseRecord& record) { shard.seen.records.push_back(record); }
 
 struct EchoServer : Server<Echo, EchoShard> {
@@ -236,6 +241,22 @@ TEST_SUITE("threads") {
     });
     server.run_to_the_end();
     over = true;
+    clients.join();
+    CHECK(ledger.records().size() == 2);
+  }
+
+  TEST_CASE("a handler's stop does not end its reactor") {
+    Ledger ledger;
+    EchoServer server(ledger, {.reactors = 1});
+    server.start_here();
+    std::thread clients([&server, address = *server.address()] {
+      Client client(address);
+      client.echo("stop");
+      client.echo("still there");
+      Client(address).echo("and open");
+      if (!server.shutdown(5s)) std::abort();
+    });
+    server.run_to_the_end();
     clients.join();
     CHECK(ledger.records().size() == 2);
   }
