@@ -7,11 +7,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <optional>
 #include <utility>
 
 #include "connection_life.hpp"
 #include "rate_limit.hpp"
 #include "socket_calls.hpp"
+#include "unix_path.hpp"
 
 namespace vigil {
 namespace {
@@ -32,7 +34,8 @@ struct ListenerSource final : Source {
   ListenerOptions options;
   ListenerBase::Setup setup{};
   ConnectionPolicy* policy = nullptr;
-  std::size_t connections = 0;  // of its own, until their slots are free again
+  std::size_t connections = 0;   // of its own, until their slots are free again
+  std::optional<UnixPath> path;  // of a Unix socket in the file system
   RateLimit rate;
   Timeout accept_timeout = never;
   Instant last_accepted{};
@@ -99,11 +102,13 @@ struct ListenerLife {
     const ListenerOptions& options = listener.options;
     if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
     if (options.accept_rate > RateLimit::per_second_max) return Error{"listen", EINVAL, "accept_rate above 1,000,000"};
-    auto opened = listen_on(address, {.socket = options.socket,
+    const ListenSocketOptions opening{.socket = options.socket,
                                       .reuse_address = true,
                                       .reuse_port = options.reuse_port,
                                       .v6_only = options.v6_only,
-                                      .backlog = options.accept_queue});
+                                      .backlog = options.accept_queue};
+    auto opened = address.family() == Address::Family::unix_path ? listen_on_path(address, opening, listener.path)
+                                                                 : listen_on(address, opening);
     if (!opened) return opened.error();
     listener.descriptor_ = opened->release();
     ++listener.listens;
@@ -128,6 +133,8 @@ struct ListenerLife {
     core.cancel(listener);
     if (!listener.listening()) return;
     core.poller.remove(listener);  // a duplicate of the descriptor (a fork) would keep a level-triggered registration alive
+    if (listener.path) listener.path->remove();
+    listener.path.reset();
     sys::close(listener.descriptor_);
     listener.descriptor_ = -1;
     ++listener.listens;

@@ -136,6 +136,9 @@ struct SocketAddress {
 [[nodiscard]] Address from_socket_address(const sockaddr* address, socklen_t length);
 [[nodiscard]] PeerAddress peer_from(const sockaddr* address, socklen_t length);
 
+/// A new socket for a listener: its options set and bound, not listening yet. Errors as listen_on.
+[[nodiscard]] Result<Socket> bound_socket(const Address& address, const ListenSocketOptions& options);
+
 /// Finishes a connect: SO_ERROR, asked once, then the peer's name. 0: connected; EINPROGRESS: no answer yet; else the cause.
 [[nodiscard]] int connect_result(int descriptor);
 

@@ -70,8 +70,9 @@ Result<void> bind(int descriptor, const Address& address, const char* operation)
 
 Result<Socket> open_socket(Address::Family family, bool v6_only) { return open_socket(family, v6_only, "open_socket"); }
 
-Result<Socket> listen_on(const Address& address, const ListenSocketOptions& options) {
+Result<Socket> bound_socket(const Address& address, const ListenSocketOptions& options) {
   constexpr const char* operation = "listen";
+  if (options.backlog < 0) return Error{operation, EINVAL, "backlog out of range"};  // before a path is bound for nothing
   if (auto valid = validate(options.socket, address.is_ip(), operation); !valid) return valid.error();
   auto socket = open_socket(address.family(), options.v6_only, operation);
   if (!socket) return socket;
@@ -90,7 +91,13 @@ Result<Socket> listen_on(const Address& address, const ListenSocketOptions& opti
     if (*error.detail == '\0') error.detail = "bind";
     return error;
   }
-  if (auto listening = listen(descriptor, options.backlog); !listening) return listening.error();
+  return socket;
+}
+
+Result<Socket> listen_on(const Address& address, const ListenSocketOptions& options) {
+  auto socket = bound_socket(address, options);
+  if (!socket) return socket;
+  if (auto listening = listen(*socket, options.backlog); !listening) return listening.error();
   return socket;
 }
 

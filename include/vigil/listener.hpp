@@ -10,6 +10,9 @@
 //
 //   vigil::Listener<Session> listener(reactor, options, [&](vigil::Connection&) { return Session{database}; });
 //
+// On a Unix path: a file left by a process that is gone is replaced; one whose owner lives, or that is no socket, is EADDRINUSE.
+// The file's mode is the umask's, and it is removed when the listener closes if it is still the listener's own.
+//
 // Out of descriptors or memory: the head of the kernel's queue is shed (accepted on a reserve descriptor and closed, told as
 // accept_shed), then accepting pauses and is retried with a growing delay, told to the events object. At connections_max, at the
 // accept rate, and after pause_accepting() nothing is accepted and nothing shed: who comes waits in the kernel's queue

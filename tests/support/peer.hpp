@@ -14,10 +14,12 @@
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <string>
@@ -37,6 +39,13 @@ struct RawAddress {
       raw.sin6_port = htons(address.port());
       std::memcpy(&raw.sin6_addr, address.ip().data(), 16);
       length = sizeof raw;
+    } else if (!address.is_ip()) {
+      auto& raw = reinterpret_cast<sockaddr_un&>(storage);
+      raw.sun_family = AF_UNIX;
+      const bool is_abstract = address.family() == Address::Family::unix_abstract;
+      REQUIRE(address.path().size() < sizeof raw.sun_path);
+      std::memcpy(raw.sun_path + (is_abstract ? 1 : 0), address.path().data(), address.path().size());
+      length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + address.path().size());
     } else {
       auto& raw = reinterpret_cast<sockaddr_in&>(storage);
       raw.sin_family = AF_INET;
@@ -150,7 +159,7 @@ class PeerListener {
     sockaddr_storage bound{};
     socklen_t length = sizeof bound;
     REQUIRE(::getsockname(descriptor_, reinterpret_cast<sockaddr*>(&bound), &length) == 0);
-    // The port stands at the same place in both families.
+    // The port stands at the same place in both families; a Unix address has none and stays as it is.
     address_ = address.with_port(ntohs(reinterpret_cast<sockaddr_in&>(bound).sin_port));
   }
   ~PeerListener() { ::close(descriptor_); }
