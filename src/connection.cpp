@@ -1,5 +1,4 @@
-// What users call on a connection, and how one begins. connection_life.hpp draws the paths; what a dispatch does stands in
-// connection_exchange.cpp, when it is too late in connection_deadlines.cpp, how it ends in connection_end.cpp.
+// What users call on a connection, and how one begins. connection_life.hpp draws the paths and says what stands where.
 #include "vigil/connection.hpp"
 
 #include <algorithm>
@@ -112,13 +111,13 @@ void ConnectionLife::register_stream(Connection& connection) {
 
 void ConnectionLife::established(Connection& connection) {
   ReactorCore& core = *connection.policy_->core;
+  const Timeouts& timeouts = connection.policy_->timeouts;
+  if (!(timeouts.receive_rate.is_never() && timeouts.send_rate.is_never()) && side_of(core, connection) == nullptr)
+    return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
   connection.stage_ = Connection::Stage::open;
   connection.set(Connection::was_open | Connection::is_established);
   // The receive side's deadlines run from here.
   birth_of(connection).opened_at = connection.last_received_ = core.read_clock();
-  const Timeouts& timeouts = connection.policy_->timeouts;
-  if (!(timeouts.receive_rate.is_never() && timeouts.send_rate.is_never()) && side_of(core, connection) == nullptr)
-    return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
   if (connection.side_ != nullptr) connection.side_->message_began = connection.side_->paused_at = core.now;
   start_windows(core, connection);
   if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
@@ -190,7 +189,7 @@ Result<void> Connection::close() {
     ConnectionLife::end(*this, CloseReason::local_close);
     return {};
   }
-  if (has(gone_told) && has(ConnectionLife::held)) {
+  if (ConnectionLife::was_told_gone(*this)) {
     ConnectionLife::close_unread(*policy_->core, *this);
     return {};
   }
@@ -226,6 +225,7 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   Timeouts wanted;
   wanted.of(kind) = timeout;
   if (auto valid = validate(wanted, "set timeout"); !valid) return valid;
+  policy_->core->assert_thread();
   if (!ConnectionLife::own_policy(*this)) return Error{"set timeout", ENOMEM};
   policy_->timeouts.of(kind) = timeout.is_inherit() ? policy_->inherited.of(kind) : timeout;
   ReactorCore& core = *policy_->core;

@@ -30,7 +30,8 @@ Instant ConnectionLife::receive_counts_from(const Connection& connection) {
   return side != nullptr && side->counted_for == connection.last_received_ ? side->counted_from : connection.last_received_;
 }
 
-/// Of the deadlines that run in this connection's state, the one due first. This table is all there is to say of them.
+/// Of the deadlines that run in this connection's state, the one due first. A rate is due as soon as its window has passed with
+/// too little; who is to blame is for roll_windows() to say.
 ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   const ConnectionSide* side = connection.side_;
@@ -48,10 +49,10 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
     if (!awaits_first_byte) due(Deadline::receive, due_at(receive_counts_from(connection), timeouts.receive));
     if (!connection.has(Connection::awaits_message)) {
       due(Deadline::message, due_at(message_began(connection), timeouts.message));
-      if (side != nullptr && connection.received_ < side->received.target) due(Deadline::receive_rate, side->received.end);
-      if (side != nullptr && !timeouts.receive_rate.is_never() && opens_with_message(connection) &&
-          connection.received_ - side->received_before < timeouts.receive_rate.bytes_per_window())
-        due(Deadline::receive_rate, side->message_began + timeouts.receive_rate.window);
+      if (side != nullptr && !timeouts.receive_rate.is_never()) {
+        const RateWindow window = receive_window(connection);
+        if (connection.received_ < window.target) due(Deadline::receive_rate, window.end);
+      }
     }
   }
   if (send_clock_runs(connection)) {
@@ -79,10 +80,10 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
       // A grace shorter than an eighth of a window is not worth a look for each message that may begin.
       const Duration grace = rate.grace == Duration::zero() ? rate.window : std::max(rate.grace, rate.window / 8);
       look(core.now + grace);
-      if (!connection.has(Connection::awaits_message))
-        look(side->received.is_open()         ? side->received.end
-             : opens_with_message(connection) ? side->message_began + rate.window
-                                              : std::max(side->received.opens_at, side->message_began + rate.grace));
+      if (!connection.has(Connection::awaits_message)) {
+        const RateWindow window = receive_window(connection);
+        look(window.is_open() ? window.end : window.opens_at);
+      }
     }
   }
   if (send_clock_runs(connection)) {
@@ -144,10 +145,22 @@ void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration
   side->message_began += late + std::max(core.now - due_at(side->message_began, timeout), Duration::zero());
 }
 
+/// What the kernel held when the deadline was first found due is read before it is judged, in as many turns as the reads of one
+/// take. Bytes that come later don't put it off.
+bool ConnectionLife::has_more_to_read(ReactorCore& core, Connection& connection, Deadline kind) {
+  if (kind != Deadline::message && kind != Deadline::receive_rate) return false;  // the others move with each byte
+  ConnectionSide* side = side_of(core, connection);
+  if (side == nullptr) return false;
+  if (side->judged_at == 0 && core.is_ready_later(connection))
+    side->judged_at = connection.received_ + static_cast<unsigned>(std::max(sys::unread_bytes(connection.descriptor_), 0));
+  return connection.received_ < side->judged_at && core.is_ready_later(connection);
+}
+
 void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
   if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
-  core.read_clock();
+  const Instant before = core.now;
+  if (core.read_clock() - before >= ReactorCore::stall_length) core.last_stall = core.now;  // the timer before took that long
   Due deadline = earliest_deadline(connection);
   if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
@@ -156,12 +169,17 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
-    if (connection.last_received_ >= deadline.at && message_began(connection) < deadline.at) forgive(core, connection, late);
+    const bool came_late = connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
+    if (came_late && core.last_stall >= deadline.at) forgive(core, connection, late);
   }
   sample_progress(core, connection);
   roll_windows(core, connection);
   deadline = earliest_deadline(connection);
-  if (deadline.at > core.now) return rearm(core, connection);
+  if (deadline.at > core.now) {
+    if (connection.side_ != nullptr) connection.side_->judged_at = 0;
+    return rearm(core, connection);
+  }
+  if (has_more_to_read(core, connection, deadline.kind)) return core.arm(connection, core.now);
   expire(core, connection, deadline.kind);
 }
 
@@ -206,7 +224,7 @@ void ConnectionLife::expire(ReactorCore& core, Connection& connection, Deadline 
       CloseReason::send_timed_out,    CloseReason::send_too_slow,     CloseReason::drain_timed_out};
   static_assert(std::size(reasons) == deadline_count);
   // With reading held a reset was not read up to; it comes before any deadline all the same.
-  if (connection.has(held) && end_with_gone_peer(core, connection, ended_by_now(connection))) return;
+  if (connection.has(held) && end_with_pending_error(core, connection)) return;
   const bool asks = kind != Deadline::connect && kind != Deadline::drain;
   if (asks && allows_more_time(core, connection, kind)) return;
   if (!connection.has(Connection::close_called)) return end(connection, reasons[static_cast<std::size_t>(kind)]);

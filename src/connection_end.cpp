@@ -160,8 +160,7 @@ void ConnectionLife::end(Connection& connection, CloseReason reason, int error_n
   core.finish_later(connection);
 }
 
-CloseRecord ConnectionLife::record_of(ReactorCore& core, Connection& connection) {
-  const Instant now = core.read_clock();
+CloseRecord ConnectionLife::record_of(const ReactorCore& core, const Connection& connection) {
   const bool was_open = connection.has(Connection::was_open);
   CloseRecord record;
   record.reason = connection.reason_;
@@ -178,13 +177,14 @@ CloseRecord ConnectionLife::record_of(ReactorCore& core, Connection& connection)
     if (connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
     record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
   }
-  record.age = now - birth_of(connection).made_at;
-  record.silence = now - connection.last_received_;
+  record.age = core.now - birth_of(connection).made_at;
+  record.silence = core.now - connection.last_received_;
   return record;
 }
 
 void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
+  core.read_clock();  // a stamp may still be owed to the side block
   drop_side(core, connection);
   const CloseRecord record = record_of(core, connection);
   if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
@@ -213,6 +213,10 @@ void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexc
   if (connection.stage_ == Connection::Stage::connecting) return end(connection, CloseReason::server_stopping);
   if (connection.stage_ != Connection::Stage::open) return;
   const bool settled = connection.has(Connection::closing);
+  if (!settled && was_told_gone(connection)) {
+    close_unread(core, connection);
+    if (!at_once || connection.stage_ != Connection::Stage::open) return;
+  }
   const bool after_peer = connection.has(Connection::peer_finished);  // what the stream said came first
   const CloseReason reason = settled      ? connection.reason_
                              : after_peer ? CloseReason::peer_finished

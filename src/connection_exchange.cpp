@@ -68,16 +68,13 @@ inline ssize_t ConnectionLife::read_some(ReactorCore& core, const Connection& co
 /// Goes on with the answer of the first read until the socket is drained, has ended, or has had its share of the turn.
 void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readiness readiness, ssize_t returned) {
   const bool drained_when_short = is_drained_when_short(connection, readiness);
-  bool stamped = false;
   for (std::size_t reads = core.options.reads_per_turn;; returned = read_some(core, connection)) {
     if (returned == -EINTR)
       returned = receive_once(connection.descriptor_, core.receive_buffer, core.options.receive_buffer_bytes);
     if (classify_receive(returned) != ReceiveOutcome::data) return heard_no_data(core, connection, readiness, returned);
     const auto size = static_cast<std::size_t>(returned);
-    // The handler may have made the clock be read since the last read of this dispatch: the stamp was stored, and is owed anew.
     core.make_room_for_stamp();
-    if (!stamped || core.stamps_wanted == 0) core.stamp_soon(&connection.last_received_);
-    stamped = true;
+    core.stamp_soon(&connection.last_received_);
     if (connection.has(Connection::closing)) {
       count_received(core, connection, size);
       count_discarded(connection, size);
@@ -199,9 +196,12 @@ void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Re
   const ReceiveOutcome outcome = classify_receive(returned);
   const bool over = outcome != ReceiveOutcome::no_data || connection.has(Connection::error_latched);
   const bool wanted = over || connection.has(Connection::tail_wanted);
+  // Before the handler may send: what the kernel said first is what ended it.
+  if (outcome == ReceiveOutcome::failed) latch_error(connection, static_cast<int>(-returned), number(Operation::recv));
   connection.clear(Connection::tail_wanted);  // the handler may call receive_again() once more
   if (wanted && connection.has(Connection::has_tail) && !connection.has(Connection::closing)) {
-    over ? offer_last(core, connection) : deliver_with_tail(core, connection, 0);
+    if (!over) deliver_with_tail(core, connection, 0);
+    if (over && !offer_last(core, connection)) return;
     if (connection.stage_ != Connection::Stage::open) return;
   }
   switch (outcome) {
@@ -211,15 +211,11 @@ void ConnectionLife::heard_no_data(ReactorCore& core, Connection& connection, Re
       return;
     case ReceiveOutcome::finished:
       if (readiness.any_of(Readiness::error) && !connection.has(Connection::error_latched)) {
-        // A reset behind the peer's FIN never reaches recv; SO_ERROR has it. Soft errors of the path, which it may have too, are
-        // no end.
-        const int error = socket_error(connection.descriptor_);
-        if (is_reset(error) || error == ETIMEDOUT) latch_error(connection, error, number(Operation::recv));
+        latch_pending_error(connection);  // an error behind the peer's FIN never reaches recv
         if (connection.has(Connection::error_latched)) connection.set(Connection::peer_finished);
       }
       return connection.has(Connection::error_latched) ? stream_error(core, connection) : peer_end(core, connection);
     default:
-      latch_error(connection, static_cast<int>(-returned), number(Operation::recv));
       return stream_error(core, connection);
   }
 }

@@ -1,8 +1,13 @@
-// The life of a connection, as the reactor, listeners and connectors lead it. The rules stand in connection.cpp.
+// The life of a connection, as the reactor, listeners and connectors lead it.
 //
-// The path of a byte in: ready() -> receive() -> the handler. Out: Connection::send() -> the gather buffer or the queue ->
-// write_out(). The path of a deadline: earliest_deadline() says which comes first; rearm() puts the one node there; due() asks
-// the kernel once more and then lets expire() judge. Every life ends in end(), and is told in finish().
+// The path of a byte in: ready() -> deliver() -> the handler; where a read was not short, or something else is to be thought of,
+// through receive(). What the handler leaves waits in keep_tail(); while reading is held, hear_while_held() only listens for the
+// end. Out: Connection::send() -> the gather buffer or the queue -> write_out(). The path of a deadline: earliest_deadline() says
+// which comes first; rearm() puts the one node there, or where something is to be looked at before; due() asks the kernel once
+// more and then lets expire() judge. Every life ends in end(), and is told in finish().
+//
+// connection.cpp: birth and the user's calls. connection_exchange.cpp: a dispatch. connection_reading.cpp: reading held, and
+// tails. connection_messages.cpp: messages and rates. connection_deadlines.cpp, connection_end.cpp: what their names say.
 #pragma once
 
 #include <cerrno>
@@ -125,10 +130,12 @@ struct ConnectionLife {
   static void read_on(ReactorCore& core, Connection& connection);
   static void hear_while_held(ReactorCore& core, Connection& connection, Readiness readiness);
   [[nodiscard]] static short ended_by_now(const Connection& connection);
-  [[nodiscard]] static bool end_with_gone_peer(ReactorCore& core, Connection& connection, short seen);
+  static void latch_pending_error(Connection& connection);
+  [[nodiscard]] static bool end_with_pending_error(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static bool was_told_gone(const Connection& connection);
   static void close_unread(ReactorCore& core, Connection& connection);
   static void deliver_with_tail(ReactorCore& core, Connection& connection, std::size_t size);
-  static void offer_last(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static bool offer_last(ReactorCore& core, Connection& connection);
   static void keep_tail(Connection& connection, Bytes bytes, std::size_t consumed);
 
   // Rare state; null: no memory.
@@ -160,6 +167,7 @@ struct ConnectionLife {
   [[nodiscard]] static Instant receive_counts_from(const Connection& connection);
   [[nodiscard]] static bool receive_clocks_run(const Connection& connection);
   [[nodiscard]] static bool watches_sending(const Connection& connection);
+  [[nodiscard]] static bool has_more_to_read(ReactorCore& core, Connection& connection, Deadline kind);
   [[nodiscard]] static bool allows_more_time(ReactorCore& core, Connection& connection, Deadline kind);
   static void forgive(ReactorCore& core, Connection& connection, Duration late);
   static void start_send_clock(ReactorCore& core, Connection& connection);
@@ -169,7 +177,8 @@ struct ConnectionLife {
   // Messages and rates.
   [[nodiscard]] static Instant message_began(const Connection& connection);
   static void message_begins(ReactorCore& core, Connection& connection);
-  [[nodiscard]] static bool opens_with_message(const Connection& connection);
+  static void message_begins_with_tail(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static RateWindow receive_window(const Connection& connection);
   static void start_windows(ReactorCore& core, Connection& connection);
   static void roll_windows(ReactorCore& core, Connection& connection);
 
@@ -189,7 +198,7 @@ struct ConnectionLife {
     return *reinterpret_cast<const ConnectionBirth*>(&connection + 1);
   }
   [[nodiscard]] static std::uint64_t in_flight(const Connection& connection);
-  [[nodiscard]] static CloseRecord record_of(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static CloseRecord record_of(const ReactorCore& core, const Connection& connection);
   [[nodiscard]] static bool own_policy(Connection& connection);
 
   static Source* construct_slot(void* slot);

@@ -24,14 +24,21 @@ void Connection::begin_message() {
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
 }
 
-/// From then on its messages are marked, which end_message() finds in the side block.
-void Connection::mark_first_end() {
+void ConnectionLife::message_begins_with_tail(ReactorCore& core, Connection& connection) {
+  core.make_room_for_stamp();
+  message_begins(core, connection);
+  connection.side_->received_before -= connection.side_->tail_bytes;  // these are its first
+}
+
+/// The first mark, which makes the side block, or one while bytes wait that were left: they begin the next message.
+void Connection::end_message_slowly() {
   if (stage_ == Stage::vacant || stage_ == Stage::ended || has(closing)) return;
   ReactorCore& core = *policy_->core;
   core.assert_thread();
   if (ConnectionLife::side_of(core, *this) == nullptr)
     return ConnectionLife::end(*this, CloseReason::system_error, ENOMEM, number(Operation::end_message));
   set(awaits_message);
+  if (has(has_tail)) ConnectionLife::message_begins_with_tail(core, *this);
   core.read_clock();
   if (stage_ == Stage::open) ConnectionLife::rearm(core, *this);
 }
@@ -60,11 +67,19 @@ void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::ui
 
 }  // namespace
 
-/// Without a grace the first window of a message needs no look at its beginning: what had been received by then is known.
-bool ConnectionLife::opens_with_message(const Connection& connection) {
+/// The window under way, or when the next one opens. Without a grace the first one of a message needs no look at its beginning:
+/// what had been received by then is known.
+RateWindow ConnectionLife::receive_window(const Connection& connection) {
   const ConnectionSide& side = *connection.side_;
-  return connection.policy_->timeouts.receive_rate.grace == Duration::zero() && !side.received.is_open() &&
-         side.received.opens_at <= side.message_began;
+  const Rate& rate = connection.policy_->timeouts.receive_rate;
+  RateWindow window = side.received;
+  if (window.is_open()) return window;
+  if (rate.grace == Duration::zero() && window.opens_at <= side.message_began) {
+    window.end = side.message_began + rate.window;
+    window.target = sum(side.received_before, rate.bytes_per_window());
+  }
+  window.opens_at = std::max(window.opens_at, side.message_began + rate.grace);
+  return window;
 }
 
 void ConnectionLife::start_windows(ReactorCore& core, Connection& connection) {
@@ -79,11 +94,7 @@ void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
   if (side == nullptr) return;
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (!timeouts.receive_rate.is_never() && receive_clocks_run(connection) && !connection.has(Connection::awaits_message)) {
-    if (opens_with_message(connection)) {
-      side->received.end = side->message_began + timeouts.receive_rate.window;
-      side->received.target = sum(side->received_before, timeouts.receive_rate.bytes_per_window());
-    }
-    side->received.opens_at = std::max(side->received.opens_at, side->message_began + timeouts.receive_rate.grace);
+    side->received = receive_window(connection);
     roll(core, side->received, timeouts.receive_rate, connection.received_, UINT64_MAX);
   }
   if (!timeouts.send_rate.is_never() && send_clock_runs(connection)) {

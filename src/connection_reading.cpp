@@ -38,8 +38,8 @@ bool ConnectionLife::hold_reading(ReactorCore& core, Connection& connection, uns
   side->paused_at = core.read_clock();
   if (connection.stage_ != Connection::Stage::open) return true;
   rearm(core, connection);
-  // The edge that told of an end has passed; what it was is asked for anew.
-  if (connection.has(Connection::end_hinted)) core.ready_later(connection, {Readiness::ended});
+  // What told of an end has passed; it is asked for anew.
+  if (connection.has(Connection::end_hinted | Connection::error_latched)) core.ready_later(connection, {Readiness::ended});
   return true;
 }
 
@@ -57,7 +57,7 @@ void ConnectionLife::release_reading(ReactorCore& core, Connection& connection, 
   side.received.opens_at += stood;
   if (side.received.is_open()) side.received.end += stood;
   if (connection.stage_ != Connection::Stage::open) return;
-  if (connection.has(Connection::has_tail)) connection.set(Connection::tail_wanted);
+  connection.set(Connection::tail_wanted);  // also from inside on_receive, which has not left anything yet
   rearm(core, connection);
   read_on(core, connection);
 }
@@ -108,23 +108,36 @@ void ConnectionLife::hear_while_held(ReactorCore& core, Connection& connection, 
   if (handler.on_peer_gone_while_paused != nullptr) handler.on_peer_gone_while_paused(handler_of(connection), connection);
 }
 
-/// The peer's end is known although it was not read up to: ends the life with what it was. False: it only finished.
-bool ConnectionLife::end_with_gone_peer(ReactorCore& core, Connection& connection, short seen) {
-  if ((seen & (POLLERR | POLLHUP)) != 0 && !connection.has(Connection::error_latched)) {
-    const int error = socket_error(connection.descriptor_);
-    if (is_reset(error) || error == ETIMEDOUT) latch_error(connection, error, number(Operation::recv));
-    if (error == EPIPE) connection.set(Connection::peer_finished);  // a reset behind the peer's FIN
-  }
+/// The error that ended the stream, where it waits behind what was not read. Soft errors of the path, which SO_ERROR hands out as
+/// well, are no end: poll(2) does not tell of them.
+void ConnectionLife::latch_pending_error(Connection& connection) {
+  if (connection.has(Connection::error_latched) || (ended_by_now(connection) & POLLERR) == 0) return;
+  const int error = socket_error(connection.descriptor_);
+  if (error != 0) latch_error(connection, error, number(Operation::recv));
+}
+
+/// A stream that ended with an error is over although it was not read up to there. False: it has not, or the peer only finished.
+bool ConnectionLife::end_with_pending_error(ReactorCore& core, Connection& connection) {
+  latch_pending_error(connection);
   if (!connection.has(Connection::error_latched)) return false;
+  if (connection.error_ == EPIPE) connection.set(Connection::peer_finished);  // a reset behind the peer's FIN
   stream_error(core, connection);
   return true;
 }
 
-/// The handler closes after it was told that the peer is gone, and so does not want what the kernel still holds.
+bool ConnectionLife::was_told_gone(const Connection& connection) {
+  return connection.has(Connection::gone_told) && connection.has(held) &&
+         connection.policy_->handler->on_peer_gone_while_paused != nullptr;
+}
+
+/// A close or a shutdown after the handler was told that the peer is gone, and so does not want what the kernel still holds.
 void ConnectionLife::close_unread(ReactorCore& core, Connection& connection) {
-  if (end_with_gone_peer(core, connection, ended_by_now(connection))) return;
-  connection.set(Connection::peer_finished);
-  connection.clear(held);  // and nothing is read on
+  if (end_with_pending_error(core, connection)) return;
+  if (connection.backlog_bytes() == 0 && !owes(connection)) {
+    connection.set(Connection::peer_finished);
+    connection.clear(held);  // and nothing is read on
+  }
+  // A socket closed with unread bytes is reset, and the peer would lose what it is owed: then they are read first, and discarded.
   begin_close(core, connection, CloseReason::peer_finished, true);
 }
 
@@ -147,11 +160,17 @@ void ConnectionLife::deliver_with_tail(ReactorCore& core, Connection& connection
   connection.policy_->on_receive(handler_of(connection), connection, Bytes(begin, tail + size));
 }
 
-/// The peer's end is next: what was left is offered once more, and then counts as unconsumed.
-void ConnectionLife::offer_last(ReactorCore& core, Connection& connection) {
+/// The peer's end is next: what was left is offered once more, and then counts as unconsumed. False: the end is not to be told
+/// now.
+bool ConnectionLife::offer_last(ReactorCore& core, Connection& connection) {
   connection.set(Connection::final_bytes);
   deliver_with_tail(core, connection, 0);
   connection.clear(Connection::final_bytes);
+  if (connection.stage_ != Connection::Stage::open) return false;
+  if (!connection.has(held)) return true;
+  connection.set(Connection::end_hinted);
+  core.ready_later(connection, {Readiness::ended});
+  return false;
 }
 
 void ConnectionLife::keep_tail(Connection& connection, Bytes bytes, std::size_t consumed) {
@@ -171,9 +190,7 @@ void ConnectionLife::keep_tail(Connection& connection, Bytes bytes, std::size_t 
   }
   side->tail_bytes = static_cast<std::uint32_t>(tail.size());
   connection.set(Connection::has_tail);
-  if (!connection.has(Connection::awaits_message)) return;
-  core.make_room_for_stamp();
-  message_begins(core, connection);
+  if (connection.has(Connection::awaits_message)) message_begins_with_tail(core, connection);
 }
 
 void handler_detail::not_all_consumed(Connection& connection, Bytes bytes, std::size_t consumed) noexcept {

@@ -42,6 +42,8 @@ struct ConnectionSide {
 
   ConnectRetry* retry = nullptr;  // of an attempt that a Unix listener's full queue refused
 
+  std::uint64_t judged_at = 0;  // Connection::received_ when all was read that a deadline found due may not pass; 0: none is
+
   SendChunk* tail = nullptr;  // what on_receive left
   std::uint32_t tail_bytes = 0;
 };

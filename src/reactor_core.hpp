@@ -33,7 +33,6 @@ struct Mailbox::Shared {
   std::vector<Task> tasks;
   int wake_descriptor = -1;  // -1 once the reactor is gone
   bool stop_requested = false;
-  std::uint64_t wakeups = 0;
 };
 
 struct ReactorCore {
@@ -75,6 +74,7 @@ struct ReactorCore {
     enlist(ready_list, source, listed_ready);
     source.lists_ = static_cast<std::uint8_t>(source.lists_ | (readiness.bits << readiness_shift));
   }
+  [[nodiscard]] static bool is_ready_later(const Source& source) { return (source.lists_ & listed_ready) != 0; }
   void flush_later(Source& source) { enlist(flush_list, source, listed_flush); }
   void finish_later(Source& source) { enlist(finish_list, source, listed_finish); }
 

@@ -62,11 +62,12 @@ class Connection final : private Source {
   Result<void> abort();
 
   /// Overrides one timeout for this connection alone; a running deadline of that kind is judged by the new value from its old
-  /// start (send, if it was never: from now). {set timeout, EINVAL}: out of range, or `accept`. Inherit returns to the listener's
+  /// start (send, if it was never: from now). {set timeout, EINVAL}: out of range, `accept`, or a kind that has a rate; EBADF:
+  /// over; ENOMEM. Inherit returns to the listener's
   /// or connector's value.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
-  /// The same for receive_rate and send_rate; a window under way begins anew. {set rate, EINVAL}: out of range, or no rate.
+  /// The same for receive_rate and send_rate; windows begin anew, after the grace. {set rate, EINVAL}: out of range, or no rate.
   Result<void> set_rate(Deadline kind, const Rate& rate);
 
   /// Receives nothing until resume_reading(); what the peer sends waits in the kernel and holds it back in the end. Receive-side
@@ -86,10 +87,10 @@ class Connection final : private Source {
   /// too), and where it ends: the message and receive_rate deadlines run between. Nothing once closing or over.
   void begin_message();
   void end_message() {
-    if (side_ != nullptr) [[likely]] {
+    if (side_ != nullptr && !has(has_tail)) [[likely]] {
       set(awaits_message);
     } else {
-      mark_first_end();
+      end_message_slowly();
     }
   }
 
@@ -115,7 +116,6 @@ class Connection final : private Source {
  private:
   friend class ConnectionHandle;
   friend struct ConnectionLife;  // src/connection_life.hpp: what the reactor, listeners and connectors do with it
-  friend struct ConnectionCheck;
 
   enum class Stage : std::uint8_t { vacant, connecting, open, ended };
   enum Flag : std::uint32_t {
@@ -125,7 +125,7 @@ class Connection final : private Source {
     finish_wanted = 8,          // our end follows the queue
     end_sent = 16,              // it was sent
     closing = 32,               // the reason is settled; received bytes are discarded
-    draining = 64,              // closing took longer than the call or event that began it
+    draining = 64,              // closing: our end was sent, the peer's is awaited
     peer_finished = 128,        // recv answered 0
     error_latched = 256,        // error_ holds what a send was told; reads go on until the stream's end
     reset_wanted = 512,         // close with RST
@@ -152,7 +152,7 @@ class Connection final : private Source {
   void set(unsigned flags) { flags_ |= flags; }
   void clear(unsigned flags) { flags_ &= ~flags; }
   [[nodiscard]] void* handler_storage();
-  void mark_first_end();
+  void end_message_slowly();
 
   Stage stage_ = Stage::vacant;
   CutShort cut_short_ = CutShort::none;
@@ -164,7 +164,7 @@ class Connection final : private Source {
   std::uint64_t handed_to_kernel_ = 0;
   SendChunk* queue_ = nullptr;
   ConnectionSide* side_ = nullptr;  // what few connections need; null until needed
-  Instant send_progress_{};         // since when nothing was acknowledged; `clear`: nothing outstanding; never_due: not looked at
+  Instant send_progress_{};         // since when nothing was acknowledged; or nothing_outstanding, or never_due: not watched
   Instant drain_began_ = never_due;
   std::uint32_t queued_bytes_ = 0;
   std::uint32_t acknowledged_ = 0;  // low half of the count at the last sample
