@@ -1,8 +1,9 @@
-// Listeners and connectors on the kernel: what they refuse and in which words, and what happens when descriptors run out.
+// Listeners and connectors on the kernel: what they refuse and in which words, and the addresses they listen on.
 #include "vigil/listener.hpp"
 
 #include <doctest/doctest.h>
 
+#include <net/if.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "support/hooks.hpp"
+#include "support/network_namespace.hpp"
 
 namespace {
 
@@ -236,7 +238,60 @@ TEST_CASE("a listener listens on IPv6, and an IPv6 listener takes IPv4 only wher
     vigil::Socket v4 = *vigil::open_socket(Address::Family::ipv4);
     const auto outcome = vigil::connect_within(v4, test::loopback(port), std::chrono::milliseconds(test::patience_ms)).outcome;
     CHECK(outcome == (v6_only ? vigil::ConnectOutcome::rejected : vigil::ConnectOutcome::accepted));
+    if (v6_only) continue;
+    // It reads as what it is to an IPv6 socket: mapped.
+    REQUIRE(test::turn_until(reactor, [&] { return hooks.opened.size() == 2; }));
+    const Address peer = hooks.opened[1]->peer();
+    const Address client = *vigil::local_address(v4.descriptor());
+    CHECK(peer.to_string() == "[::ffff:127.0.0.1]:" + std::to_string(client.port()));
+    CHECK(*Address::parse(peer.to_string()) == peer);
+    CHECK(hooks.opened[1]->local_address()->to_string() == "[::ffff:127.0.0.1]:" + std::to_string(port));
   }
+}
+
+TEST_CASE("an IPv4 listener stands beside an IPv6-only one on the same port") {
+  test::Hooks hooks;
+  Reactor reactor;
+  Listener<HookedHandler> v6(reactor, {}, hooks.make());
+  REQUIRE(v6.listen("[::]:0"));
+  Listener<HookedHandler> v4(reactor, {}, hooks.make());
+  REQUIRE(v4.listen(test::loopback(v6.address()->port())));
+  CHECK(test::connect_client(reactor, hooks, *v4.address()).connection->peer().family() == Address::Family::ipv4);
+}
+
+TEST_CASE("a link-local address is listened on and reached through its interface, by name or number, and refused without") {
+  if (test::skip_without_root()) return;
+  const test::NetworkNamespace left;
+  const test::NetworkNamespace right;
+  test::connect_by_cable(left, "fe80::a/64", right, "fe80::b/64");
+  test::Hooks hooks;
+  Reactor reactor;
+  Listener<HookedHandler> listener(reactor, {}, hooks.make());
+  unsigned there = 0;
+  {
+    const auto inside = right.enter();
+    there = ::if_nametoindex("veth0");
+    CHECK(listener.listen("[fe80::b]:7000").error() == Error{"listen", EINVAL});
+    CHECK(listener.listen("[fe80::b%eth7]:7000").error() == Error{"listen", ENODEV});
+    SUBCASE("listening by name") { REQUIRE(listener.listen("[fe80::b%veth0]:7000")); }
+    SUBCASE("listening by number") { REQUIRE(listener.listen("[fe80::b%" + std::to_string(there) + "]:7000")); }
+  }
+  CHECK(listener.address()->to_string() == "[fe80::b%" + std::to_string(there) + "]:7000");
+
+  test::Hooks clients;
+  Connector<HookedHandler> connector(reactor, {}, clients.make());
+  unsigned here = 0;
+  {
+    const auto inside = left.enter();
+    here = ::if_nametoindex("veth0");
+    CHECK(connector.connect("[fe80::b]:7000").error() == Error{"connect", EINVAL});
+    REQUIRE(connector.connect("[fe80::b%veth0]:7000"));
+  }
+  REQUIRE(test::turn_until(reactor, [&] { return clients.opened.size() == 1 && hooks.opened.size() == 1; }));
+  CHECK(clients.opened[0]->peer().to_string() == "[fe80::b%" + std::to_string(here) + "]:7000");
+  CHECK(hooks.opened[0]->peer().ip() == Address::parse("[fe80::a%veth0]:1")->ip());
+  CHECK(hooks.opened[0]->peer().scope() == std::to_string(there));
+  CHECK(hooks.opened[0]->peer().port() == clients.opened[0]->local_address()->port());
 }
 
 TEST_CASE("listeners with reuse_port share an address") {
@@ -261,158 +316,6 @@ TEST_CASE("process timeouts set later are those of the connections accepted late
   CHECK(before.connection->is_open());
   CHECK_FALSE(after.connection);
   CHECK(hooks.records.at(0).reason == CloseReason::receive_timed_out);
-}
-
-// --- out of descriptors
-
-/// What an events object was told, one letter each: p(aused), r(esumed), s(hed), t(imed out).
-struct Told {
-  void on_accept_paused(const Error& error, Duration retry) {
-    CHECK(error == Error{"accept", EMFILE});
-    order += 'p';
-    retries.push_back(retry);
-  }
-  void on_accept_resumed(Duration after) {
-    order += 'r';
-    resumed_after = after;
-  }
-  void on_shed(const CloseRecord& record) {
-    test::report_reason(record);
-    CHECK(record.reason == CloseReason::accept_shed);
-    CHECK(record.origin == vigil::Origin::policy);
-    CHECK(record.phase == vigil::Phase::connecting);
-    CHECK(record.error_number == EMFILE);
-    CHECK(std::string_view(record.operation) == "accept");
-    order += 's';
-  }
-  void on_accept_timed_out(Duration after) {
-    order += 't';
-    timed_out_after.push_back(after);
-  }
-  [[nodiscard]] std::size_t count(char what) const {
-    return static_cast<std::size_t>(std::count(order.begin(), order.end(), what));
-  }
-
-  std::string order;
-  std::vector<Duration> retries;
-  std::vector<Duration> timed_out_after;
-  Duration resumed_after{};
-};
-
-struct Crowd {
-  explicit Crowd(const ListenerOptions& options = {}) : listener(reactor, options, hooks.make(), told) {
-    REQUIRE(listener.listen(test::loopback()));
-    address = *listener.address();
-  }
-  test::Hooks hooks;
-  Told told;
-  Reactor reactor;
-  Listener<HookedHandler> listener;
-  Address address;
-};
-
-TEST_CASE("without a descriptor left a listener sheds, tells, pauses longer and longer without spinning, and recovers") {
-  Crowd crowd;
-  test::Client established = test::connect_client(crowd.reactor, crowd.hooks, crowd.address);
-  crowd.hooks.on_receive = [](Connection& connection, Bytes bytes) { connection.send(bytes); };
-  std::vector<test::Peer> waiting;
-  for (int count = 0; count < 12; ++count) waiting.emplace_back(crowd.address);
-  const auto before = crowd.reactor.counters();
-  {
-    const test::NoDescriptorsLeft none;
-    crowd.hooks.on_open = [](Connection&) { FAIL_CHECK("there was no descriptor for it"); };
-    // Each turn waits as long as the reactor itself wants to: what is counted is how often it wanted to wake.
-    Timer guard(crowd.reactor, [] { FAIL_CHECK("accepting stopped in silence"); });
-    REQUIRE(guard.arm_after(std::chrono::milliseconds(test::patience_ms)));
-    while (crowd.told.count('p') < 6 && guard.armed()) REQUIRE(crowd.reactor.turn());
-    CHECK(crowd.told.order == "spspspspspsp");
-    CHECK(crowd.told.retries == std::vector<Duration>{10ms, 20ms, 40ms, 80ms, 100ms, 100ms});
-    // One wake-up a retry, and few for the wheel's own slots; a spin would be thousands.
-    CHECK(crowd.reactor.counters().turns - before.turns <= 30);
-
-    established.peer.send("served meanwhile");
-    CHECK(test::turn_until(crowd.reactor, [&] { return established.peer.read().received == "served meanwhile"; }));
-    crowd.hooks.on_open = nullptr;
-  }
-  const std::size_t shed = crowd.told.count('s');
-  REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('r') == 1; }));
-  REQUIRE(
-      test::turn_until(crowd.reactor, [&] { return crowd.hooks.opened.size() == 1 + waiting.size() - crowd.told.count('s'); }));
-
-  CHECK(crowd.told.count('s') == shed);
-  CHECK(crowd.told.resumed_after >= 250ms);
-  CHECK(crowd.reactor.counters().shed == shed);
-  CHECK(crowd.reactor.counters().accept_pauses == crowd.told.count('p'));
-  CHECK(crowd.reactor.counters().closed_for[static_cast<std::size_t>(CloseReason::accept_shed)] == shed);
-  CHECK(crowd.reactor.counters().opened - crowd.reactor.counters().closed == crowd.hooks.opened.size());
-  // Those at the head of the queue were told by a reset, the others are served.
-  for (std::size_t index = 0; index < waiting.size(); ++index) {
-    waiting[index].read();
-    CHECK(waiting[index].error == (index < shed ? ECONNRESET : 0));
-  }
-  CHECK(test::connect_client(crowd.reactor, crowd.hooks, crowd.address).connection->is_open());
-}
-
-TEST_CASE("without a descriptor left a listener without an events object sheds and recovers too") {
-  test::Hooks hooks;
-  Reactor reactor;
-  const test::HookedListener server(reactor, hooks);
-  std::vector<test::Peer> waiting;
-  for (int count = 0; count < 3; ++count) waiting.emplace_back(server.address);
-  {
-    const test::NoDescriptorsLeft none;
-    REQUIRE(test::turn_until(reactor, [&] { return reactor.counters().shed == 2; }));
-  }
-  CHECK(test::turn_until(reactor, [&] { return hooks.opened.size() == 1; }));
-  CHECK(hooks.records.empty());
-  CHECK(reactor.counters().closed == 2);
-}
-
-TEST_CASE("a listener closed while it pauses without a descriptor left may listen again") {
-  Crowd crowd;
-  const test::Peer waiting(crowd.address);
-  {
-    const test::NoDescriptorsLeft none;
-    REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('p') == 1; }));
-    crowd.listener.close();
-  }
-  REQUIRE(crowd.listener.listen(crowd.address));
-  CHECK(test::connect_client(crowd.reactor, crowd.hooks, crowd.address).connection->is_open());
-  CHECK(crowd.told.count('r') == 0);
-}
-
-TEST_CASE("the accept deadline is told once per period, and its listener lives on") {
-  Crowd crowd({.timeouts = {.accept = 20ms}});
-  const Instant begun = crowd.reactor.now();
-  REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('t') == 3; }));
-  CHECK(crowd.reactor.now() - begun >= 60ms);
-  for (const Duration after : crowd.told.timed_out_after) CHECK(after >= 20ms);
-  CHECK(test::connect_client(crowd.reactor, crowd.hooks, crowd.address).connection->is_open());
-  const std::size_t told = crowd.told.count('t');
-  REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('t') == told + 1; }));
-  CHECK(crowd.told.timed_out_after.back() >= 20ms);
-}
-
-TEST_CASE("whoever came before the accept deadline was looked at beats it") {
-  Crowd crowd({.timeouts = {.accept = 5ms}});
-  const test::Peer punctual(crowd.address);
-  test::work_for(20ms);  // the loop was late, the peer was not
-  test::turn_at_once(crowd.reactor);
-  CHECK(crowd.hooks.opened.size() == 1);
-  CHECK(crowd.told.order.empty());
-}
-
-TEST_CASE("the accept deadline stands still while accepting pauses without a descriptor left") {
-  Crowd crowd({.timeouts = {.accept = 30ms}});
-  std::vector<test::Peer> waiting;
-  for (int count = 0; count < 12; ++count) waiting.emplace_back(crowd.address);
-  {
-    const test::NoDescriptorsLeft none;
-    REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('p') == 5; }));  // at least 150 ms
-  }
-  CHECK(crowd.told.count('t') == 0);
-  REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('t') == 1; }));
-  CHECK(crowd.told.order.find('r') < crowd.told.order.find('t'));
 }
 
 }  // namespace
