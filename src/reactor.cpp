@@ -433,7 +433,8 @@ Result<void> ReactorCore::shutdown(Duration drain) {
   if (drain < Duration::zero() || drain > longest_timeout) return Error{"shutdown", EINVAL, "drain out of range"};
   attend(shutting_down);
   stop_sources(drain == Duration::zero());
-  arm(*shutdown_timer_, read_clock() + drain);
+  shutdown_ends_ = std::min(shutdown_ends_, read_clock() + drain);  // a later call with more time takes none back
+  arm(*shutdown_timer_, shutdown_ends_);
   return {};
 }
 

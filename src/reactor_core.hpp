@@ -199,6 +199,7 @@ struct ReactorCore {
   Instant next_expiry_ = never_due;
   std::thread::id owner = std::this_thread::get_id();
   Source* shutdown_timer_ = nullptr;
+  Instant shutdown_ends_ = never_due;
 
   friend struct CoreSources;
 };

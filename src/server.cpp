@@ -74,11 +74,12 @@ struct ServerWorker {
 };
 
 struct ServerState {
-  /// One sum that was asked for.
+  /// One sum that was asked for. It stays with the control thread: the others know its number.
   struct Sample {
+    std::uint64_t number;
     Callback<void(const ReactorCounters&)> callback;
     ReactorCounters sum;
-    std::vector<bool> awaited;  // by the worker's index
+    std::vector<bool> awaited;  // from the workers, by their index
   };
 
   ServerState(const ServerOptions& given, server_detail::MakeSite given_make)
@@ -93,7 +94,7 @@ struct ServerState {
   void signalled();
   void worker_over(unsigned index);
   [[nodiscard]] Result<void> sample(Callback<void(const ReactorCounters&)> callback);
-  void add_to(Sample& sample, unsigned index, const ReactorCounters& counters);
+  void answer_sample(std::uint64_t number, unsigned index, const ReactorCounters& counters);
   void join_all();
   void forget_run();
 
@@ -109,7 +110,7 @@ struct ServerState {
   server_detail::MakeSite make_site;
   Reactor control;
   const Mailbox control_mailbox;
-  std::atomic<std::uint64_t> starts = 0;  // and ends: odd while started
+  std::atomic<std::uint64_t> starts = 0;  // and ends
 
   // Of one run.
   Address address;  // asked for; from the second worker on with the real port
@@ -120,7 +121,8 @@ struct ServerState {
   Error error;  // the first of a worker's
   std::vector<Watch> signals;
   bool was_signalled = false;
-  std::vector<std::shared_ptr<Sample>> samples;
+  std::vector<Sample> samples;
+  std::uint64_t samples_asked = 0;
 
   ReactorCounters total;  // of the last run
 };
@@ -262,11 +264,9 @@ Result<void> ServerState::start_worker(int cpu) {
 
 Result<void> ServerState::run() {
   if (workers.empty()) return Error{"run", EINVAL, "not started"};
+  if (ReactorCore::of(control).in_turn) return Error{"run", EBUSY};
   Result<void> ran;
-  while (ran && living > 0) {
-    ran = control.turn();
-    if (!ran && ran.error().code == EBUSY) return ran;
-  }
+  while (ran && living > 0) ran = control.turn();
   if (!ran) ask_to_shut_down(Duration::zero());
   join_all();
   // A signal that came too late to matter must not meet its default action when it is unblocked.
@@ -290,10 +290,13 @@ void ServerState::worker_over(unsigned index) {
   ServerWorker& worker = *workers[index];
   worker.over = true;
   --living;
-  for (const auto& sample : std::vector(samples)) add_to(*sample, index, worker.counters);
-  if (worker.error.code == 0 || error.code != 0) return;
-  error = worker.error;
-  ask_to_shut_down(options.drain);
+  if (worker.error.code != 0 && error.code == 0) {
+    error = worker.error;
+    ask_to_shut_down(options.drain);
+  }
+  std::vector<std::uint64_t> asked;
+  for (const Sample& sample : samples) asked.push_back(sample.number);
+  for (const std::uint64_t number : asked) answer_sample(number, index, worker.counters);
 }
 
 /// Waits for every thread.
@@ -320,33 +323,32 @@ void ServerState::forget_run() {
 Result<void> ServerState::sample(Callback<void(const ReactorCounters&)> callback) {
   if (living == 0) return Error{"sample", ESHUTDOWN};
   if (!callback) return Error{"sample", EINVAL, "empty callback"};
-  auto sample = std::make_shared<Sample>();
-  sample->callback = std::move(callback);
-  sample->awaited.assign(workers.size(), true);
-  samples.push_back(sample);
+  const std::uint64_t number = ++samples_asked;
+  samples.push_back({number, std::move(callback), {}, std::vector<bool>(workers.size(), true)});
   for (const auto& worker : workers) {
     if (worker->over) {
-      add_to(*sample, worker->index, worker->counters);
+      answer_sample(number, worker->index, worker->counters);
       continue;
     }
     // One that ends without having answered has answered when it is over.
-    (void)worker->mailbox->post([this, &worker = *worker, sample] {
-      (void)tell_control(
-          [this, index = worker.index, sample, counters = worker.reactor->counters()] { add_to(*sample, index, counters); });
+    (void)worker->mailbox->post([this, &worker = *worker, number] {
+      (void)tell_control([this, index = worker.index, number, counters = worker.reactor->counters()] {
+        answer_sample(number, index, counters);
+      });
     });
   }
   return {};
 }
 
-void ServerState::add_to(Sample& sample, unsigned index, const ReactorCounters& counters) {
-  if (!sample.awaited[index]) return;
-  sample.awaited[index] = false;
-  sample.sum += counters;
-  if (std::find(sample.awaited.begin(), sample.awaited.end(), true) != sample.awaited.end()) return;
-  const auto kept = std::find_if(samples.begin(), samples.end(), [&](const auto& each) { return each.get() == &sample; });
-  const std::shared_ptr<Sample> ready = std::move(*kept);
-  samples.erase(kept);
-  ready->callback(ready->sum);
+void ServerState::answer_sample(std::uint64_t number, unsigned index, const ReactorCounters& counters) {
+  const auto asked = std::find_if(samples.begin(), samples.end(), [&](const Sample& each) { return each.number == number; });
+  if (asked == samples.end() || !asked->awaited[index]) return;
+  asked->awaited[index] = false;
+  asked->sum += counters;
+  if (std::find(asked->awaited.begin(), asked->awaited.end(), true) != asked->awaited.end()) return;
+  Sample ready = std::move(*asked);
+  samples.erase(asked);
+  ready.callback(ready.sum);
 }
 
 // --- the facade

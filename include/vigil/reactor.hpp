@@ -147,7 +147,8 @@ class Reactor {
   /// not running.
   void stop();
   /// Closes everything gracefully with server_stopping, at most `drain` long (0: at once; up to 10 years), and returns at once.
-  /// Listeners close, later listens and connects answer ESHUTDOWN. run() returns when the last record is told.
+  /// Of several calls the one that ends earliest holds. Listeners close, later listens and connects answer ESHUTDOWN. run()
+  /// returns when the last record is told.
   [[nodiscard]] Result<void> shutdown(Duration drain);
 
   /// Reads the clock.
