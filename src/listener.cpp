@@ -299,7 +299,7 @@ struct ListenerLife {
   /// descriptors or memory holds again, anything else ends that row.
   static void try_again(ReactorCore& core, ListenerSource& listener) {
     const std::uint32_t listen = listener.listens;
-    listener.holds = 0;
+    listener.holds &= ~(ListenerSource::by_rate | ListenerSource::by_shortage);
     accept_batch(core, listener);
     settle(core, listener);
     if (!listener.still(listen) || listener.held(ListenerSource::by_shortage) || listener.retry == Duration::zero()) return;

@@ -21,7 +21,7 @@ LAYERS = [
     ("system calls", "sys vigil_sys"),
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls socket_wait socket_address socket_connect socket_exchange socket_listen socket_options unix_path send_queue"),
-    ("reactor", "reactor reactor_core mailbox"),
+    ("reactor", "reactor reactor_core user_sources mailbox"),
     ("connections", "handler callback_names connection connection_life connection_side connection_attempt connection_exchange connection_reading connection_deadlines connection_messages connection_end rate_limit listener connector"),
     ("heartbeat", "heartbeat"),
     ("server", "server"),

@@ -26,7 +26,8 @@ namespace vigil {
 /// A closed list: there is no "unknown".
 enum class CloseReason : std::uint8_t {
   local_close,           ///< this program called close() or abort()
-  peer_finished,         ///< the peer ended its stream in order (FIN), and everything it sent was delivered
+  peer_finished,         ///< the peer ended its stream in order (FIN), and everything it sent was delivered, but for what the
+                         ///< handler did not want: left_unread, unconsumed
   peer_reset,            ///< the peer reset the connection (RST), or finished and reset while it was owed data
   connect_refused,       ///< nobody listens there: the connection attempt was rejected
   connect_timed_out,     ///< no answer to the attempt: errno 0 is our deadline, ETIMEDOUT the kernel's own

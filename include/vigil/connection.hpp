@@ -9,8 +9,7 @@
 //
 //   void on_receive(vigil::Connection& peer, vigil::Bytes bytes) {
 //     if (bytes.text() == "quit\n") peer.close(); else peer.send(bytes);
-//     idle_ = peer.handle();                     // for later: idle_->send("still there?\n") changes nothing once the life is
-//     over
+//     idle_ = peer.handle();      // for later: idle_->send("still there?\n") changes nothing once the life is over
 //   }
 #pragma once
 

@@ -22,7 +22,7 @@ class Mailbox {
   /// Error{post, ESHUTDOWN}: the reactor is gone. Error{post, EINVAL}: an empty task.
   [[nodiscard]] Result<void> post(Task task) const;
 
-  /// As Reactor::stop(), from any thread.
+  /// As Reactor::stop(), from any thread; one that comes before run() has begun ends that run.
   [[nodiscard]] Result<void> stop() const;
 
  private:

@@ -38,8 +38,9 @@ class Reactor;
 struct ReactorOptions {
   Timeouts timeouts{};                           ///< the reactor's layer of defaults: nearer than the process's
   Duration tick = std::chrono::milliseconds(1);  ///< grid of the timer wheel: 100 µs to 1 s. A timer is late by up to one tick
-  std::size_t receive_buffer_bytes =
-      64 * 1024;  ///< one buffer for all connections: the most a single on_receive is given; 1 KiB to 16 MiB
+  /// One buffer for all connections (as much again lies before it, for bytes left by on_receive): the most a single recv takes;
+  /// 1 KiB to 16 MiB.
+  std::size_t receive_buffer_bytes = 64 * 1024;
   std::size_t gather_buffer_bytes = 64 * 1024;  ///< small sends of one dispatch leave together; 1 KiB to 16 MiB
   std::size_t events_per_wait = 512;            ///< 1 to 65,536
   std::size_t reads_per_turn = 8;  ///< recv calls one connection may make before the others have their turn; 1 to 1,024

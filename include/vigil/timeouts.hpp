@@ -6,8 +6,7 @@
 //
 // Thread: Timeout and Timeouts are plain values; the process's own are read and replaced from any thread.
 //
-//   vigil::Timeouts timeouts{.receive = 30s, .receive_rate = {.bytes_per_second = 100}, .send = vigil::never};   // others
-//   inherit
+//   vigil::Timeouts timeouts{.receive = 30s, .receive_rate = {.bytes_per_second = 100}, .send = vigil::never};
 //
 //   auto process = vigil::default_timeouts();                          // a copy with every kind valued
 //   process.receive = 60s;
@@ -93,7 +92,7 @@ struct Rate {
 
   std::uint64_t bytes_per_second = inherited;  ///< 0: no bound
   Duration window = std::chrono::seconds(1);   ///< 1 ms to 10 years
-  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years
+  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years; between 0 and an eighth of the window it may take that eighth
 
   static constexpr Rate never() { return {.bytes_per_second = 0}; }
 
