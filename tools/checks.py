@@ -163,8 +163,8 @@ class Configuration:
         if not step.failure:
             stamp.write_text(wanted)
 
-    def test(self, arguments=(), under=(), label="", seconds=TEST_SECONDS, environment=None):
-        for program in ("vigil-tests", "vigil-sim-tests"):
+    def test(self, arguments=(), under=(), label="", seconds=TEST_SECONDS, environment=None, programs=("vigil-tests", "vigil-sim-tests")):
+        for program in programs:
             path = self.directory / program
             if not path.exists():
                 continue
@@ -352,14 +352,8 @@ def check():
         attempt(check_tools, address)
 
     thread = Configuration(CLANG, "debugoptimized", THREAD)
-    if attempt(thread.build, test_programs(thread)):
-        thread.test(["--test-suite=threads"], label=" (threads)")
-
-
-def test_programs(configuration):
-    """The targets a test run needs; the simulated one stands only where there is a simulated seam."""
-    simulated = (BUILD / "g++-release" / "vigil-sim-tests").exists()
-    return ["vigil-tests", "vigil-sim-tests"] if simulated else ["vigil-tests"]
+    if attempt(thread.build, ["vigil-thread-tests"]):
+        thread.test(["--test-suite=threads"], label=" (threads)", programs=["vigil-thread-tests"])
 
 
 def check_full():
