@@ -270,8 +270,8 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
   }
   const bool gathers = core.gathers_for(connection);
   const std::size_t bound = connection.policy_->backlog_bytes_max;
-  const std::size_t held = connection.queued_bytes_ + (gathers ? core.gathered : 0);
-  if (bytes.size() > bound - std::min(held, bound)) {
+  const std::size_t waiting = connection.queued_bytes_ + (gathers ? core.gathered : 0);
+  if (bytes.size() > bound - std::min(waiting, bound)) {
     connection.set(Connection::reset_wanted);  // the peer must not take what it has for the whole stream
     end(connection, CloseReason::backlog_full);
     return Error{"send", ENOBUFS};

@@ -13,7 +13,6 @@ using sys::Call;
 
 namespace {
 
-constexpr Duration tick = DeadlineWorld::tick;
 constexpr CloseReason too_late = CloseReason::message_timed_out;
 
 /// The handler consumes whole lines, each a message; the rest of a line stays.

@@ -49,7 +49,7 @@ constexpr Deadline both[] = {Deadline::receive_rate, Deadline::send_rate};
 
 TEST_CASE("within the grace nothing is judged; exactly enough bytes in each window are enough, one fewer is too slow") {
   for (const Deadline kind : both) {
-    for (const std::size_t too_slow_in : {0, 1, 5}) {
+    for (const std::size_t too_slow_in : {0U, 1U, 5U}) {
       INFO(std::string(to_string(kind)) << ", window " << too_slow_in);
       DeadlineWorld world(with(kind, hundred));
       const Instant opened = world.kernel.now();

@@ -544,7 +544,7 @@ TEST_CASE("every system call of a start may fail: it answers an error or starts,
 TEST_CASE("a port that somebody listens on is refused, although they would share it") {
   World other({.reactors = 2});
   other.start();
-  const auto start = [&other](const ServerOptions& options) {
+  const auto start = [](const ServerOptions& options) {
     Diary diary;
     Server<DiaryHandler, DiaryShard> server(options, [&](Worker& worker) { return DiaryShard(diary, worker); });
     const auto started = server.start("127.0.0.1:7000");
