@@ -265,6 +265,7 @@ TEST_CASE("a link-local address is listened on and reached through its interface
   const test::NetworkNamespace right;
   test::connect_by_cable(left, "fe80::a/64", right, "fe80::b/64");
   test::Hooks hooks;
+  test::Hooks clients;
   Reactor reactor;
   Listener<HookedHandler> listener(reactor, {}, hooks.make());
   unsigned there = 0;
@@ -278,7 +279,6 @@ TEST_CASE("a link-local address is listened on and reached through its interface
   }
   CHECK(listener.address()->to_string() == "[fe80::b%" + std::to_string(there) + "]:7000");
 
-  test::Hooks clients;
   Connector<HookedHandler> connector(reactor, {}, clients.make());
   unsigned here = 0;
   {
