@@ -101,6 +101,8 @@ struct ReactorCore {
   void stop_sources(bool at_once);
   /// Errors latched by the constructor, then what a call from a wrong moment answers.
   [[nodiscard]] Result<void> usable(const char* operation) const;
+  /// Slots in use: connections, listeners, timers, watches, and two of the reactor's own.
+  [[nodiscard]] std::size_t sources() const { return slots_; }
   [[nodiscard]] std::uint64_t alive() const { return counters.opened - counters.closed; }
   void assert_thread() const { assert(owner == std::this_thread::get_id()); }
 

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Includes only point down, or to the same layer without a circle. One concept is one stem, whichever directory it stands in.
 LAYERS = [
     ("values", "result error time timeouts address slab block_pool timer_wheel close_record bytes callback heartbeat_options verdict"),
-    ("system calls", "sys vigil_sys"),
+    ("system calls", "sys vigil_sys kernel epoll_registrations"),
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls socket_wait socket_address socket_connect socket_exchange socket_listen socket_options unix_path send_queue"),
     ("reactor", "reactor reactor_core user_sources mailbox"),
@@ -26,6 +26,7 @@ LAYERS = [
     ("heartbeat", "heartbeat"),
     ("server", "server"),
     ("everything", "vigil"),
+    ("the simulated world", "sim universe byte_queue segment tcp_constants tcp_end tcp_timers simulated_host scripted_peer network world_kernel world_sockets world_readiness world"),
 ]
 LAYER_OF = {stem: level for level, (_, stems) in enumerate(LAYERS) for stem in stems.split()}
 

@@ -10,7 +10,9 @@
 #include <cerrno>
 #include <cstdint>
 #include <deque>
+#include <iterator>
 #include <map>
+#include <set>
 
 namespace vigil::sys {
 
@@ -23,11 +25,13 @@ class EpollRegistrations {
       case EPOLL_CTL_ADD:
         if (entry != entries_.end()) return -EEXIST;
         entries_[descriptor] = {*event, 0};
+        note_level(descriptor, *event);
         report(descriptor, state);
         return 0;
       case EPOLL_CTL_MOD:
         if (entry == entries_.end()) return -ENOENT;
         entry->second.wanted = *event;
+        note_level(descriptor, *event);
         report(descriptor, state);
         return 0;
       case EPOLL_CTL_DEL:
@@ -40,7 +44,8 @@ class EpollRegistrations {
   }
 
   void forget(int descriptor) {
-    entries_.erase(descriptor);
+    if (entries_.erase(descriptor) == 0) return;
+    level_.erase(descriptor);
     std::erase(ready_, descriptor);
   }
 
@@ -70,11 +75,25 @@ class EpollRegistrations {
   [[nodiscard]] bool contains(int descriptor) const { return entries_.contains(descriptor); }
   [[nodiscard]] const epoll_event& wanted(int descriptor) const { return entries_.at(descriptor).wanted; }
 
+  /// Whether take() would tell of something.
+  template <class StateOf>
+  [[nodiscard]] bool has_something(StateOf state_of) const {
+    if (!ready_.empty() || !from_orphans_.empty()) return true;
+    for (const int descriptor : level_)
+      if ((state_of(descriptor) & (wanted(descriptor).events | EPOLLERR | EPOLLHUP)) != 0) return true;
+    return false;
+  }
+
+  /// One of the entries, chosen by `number`; null: there is none.
+  [[nodiscard]] const epoll_event* any(std::uint64_t number) const {
+    if (entries_.empty()) return nullptr;
+    return &std::next(entries_.begin(), static_cast<std::ptrdiff_t>(number % entries_.size()))->second.wanted;
+  }
+
   /// Fills `events`; `state_of(descriptor)` answers what a level-triggered entry has to say.
   template <class StateOf>
   int take(epoll_event* events, int capacity, StateOf state_of) {
-    for (auto& [descriptor, entry] : entries_)
-      if ((entry.wanted.events & EPOLLET) == 0) report(descriptor, state_of(descriptor));
+    for (const int descriptor : level_) report(descriptor, state_of(descriptor));
     int count = 0;
     for (; count < capacity && !from_orphans_.empty(); ++count) {
       events[count] = from_orphans_.front();
@@ -96,7 +115,15 @@ class EpollRegistrations {
     std::uint32_t pending;  // what take() has not told yet; not zero: the descriptor stands in ready_
   };
 
+  void note_level(int descriptor, const epoll_event& wanted) {
+    if ((wanted.events & EPOLLET) == 0)
+      level_.insert(descriptor);
+    else
+      level_.erase(descriptor);
+  }
+
   std::map<int, Entry> entries_;
+  std::set<int> level_;  // of those, the level-triggered ones
   std::map<int, epoll_event> orphans_;
   std::deque<int> ready_;
   std::deque<epoll_event> from_orphans_;

@@ -1,0 +1,159 @@
+#include "sim/network.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <utility>
+
+#include "sim/tcp_constants.hpp"
+#include "vigil/address.hpp"
+
+namespace vigil::sim {
+namespace {
+
+/// What the sender's own routes say; 0: nothing.
+int refusal(Way way) {
+  switch (way) {
+    case Way::no_route:
+      return ENETUNREACH;
+    case Way::unreachable_route:
+      return EHOSTUNREACH;
+    case Way::prohibited_route:
+      return EACCES;
+    case Way::blackhole_route:
+      return EINVAL;
+    default:
+      return 0;
+  }
+}
+
+/// What somebody on the way answers by ICMP (icmp(7); tcp_v4_err); 0: nothing.
+int rejection(Way way) {
+  switch (way) {
+    case Way::port_unreachable:
+      return ECONNREFUSED;
+    case Way::host_unreachable:
+    case Way::prohibited:
+      return EHOSTUNREACH;
+    case Way::net_unreachable:
+      return ENETUNREACH;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace
+
+Network::Network(Universe& universe) : universe_(universe) {}
+Network::~Network() = default;
+
+SimulatedHost& Network::host(std::string_view ip) {
+  const Ip wanted = parse_ip(ip);
+  if (const auto found = by_ip_.find(wanted); found != by_ip_.end()) return *found->second;
+  hosts_.push_back(std::make_unique<SimulatedHost>(universe_, *this, std::string(ip), hosts_.size()));
+  SimulatedHost& made = *hosts_.back();
+  made.add_address(ip);
+  return made;
+}
+
+SimulatedHost* Network::host_of(const Ip& ip, SimulatedHost& asking) const {
+  if (ip.is_loopback()) return &asking;
+  const auto found = by_ip_.find(ip);
+  return found == by_ip_.end() ? nullptr : found->second;
+}
+
+void Network::name(SimulatedHost& host, const Ip& ip) {
+  if (!by_ip_.emplace(ip, &host).second) misused("the address belongs to another host", Endpoint{ip, 0}.text());
+}
+
+Path& Network::path(const SimulatedHost& from, const SimulatedHost& to) { return line(from, to).path; }
+
+Network::Line& Network::line(const SimulatedHost& from, const SimulatedHost& to) {
+  std::unique_ptr<Line>& found = lines_[{from.index, to.index}];
+  if (found == nullptr) found = std::make_unique<Line>();
+  return *found;
+}
+
+int Network::route_error(SimulatedHost& from, const Ip& to) {
+  const SimulatedHost* there = host_of(to, from);
+  const int error = there == nullptr ? 0 : refusal(path(from, *there).way);
+  if (error != 0) universe_.happened(Fault::route_refused);
+  return error;
+}
+
+void Network::happened(Fault fault, std::uint64_t& faults) {
+  universe_.happened(fault);
+  ++faults;
+}
+
+int Network::send(SimulatedHost& from, Segment&& segment, std::uint64_t& faults) {
+  if (!from.is_there) return 0;
+  SimulatedHost* to = host_of(segment.to.ip, from);
+  Line* way = to == nullptr ? nullptr : &line(from, *to);
+  if (way != nullptr && way->path.way != Way::open) {
+    if (const int error = refusal(way->path.way); error != 0) {
+      happened(Fault::route_refused, faults);
+      return error;
+    }
+    if (way->path.way == Way::cut) {
+      happened(Fault::cut, faults);
+    } else {
+      happened(Fault::path_rejected, faults);
+      reject(from, *way, segment);
+    }
+    return 0;
+  }
+  if (to == nullptr || !to->is_there) {
+    // The link looks for it in vain, and says so to the sender alone.
+    universe_.after(no_such_neighbour, [&from, flow = Flow{segment.from, segment.to}] { from.path_error(flow, EHOSTUNREACH); });
+    return 0;
+  }
+  carry(*to, *way, std::move(segment), &from != to, faults);
+  return 0;
+}
+
+void Network::carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_fail, std::uint64_t& faults) {
+  const Path& path = line.path;
+  if (can_fail && path.loss > 0 && universe_.random.happens(path.loss)) return happened(Fault::lost, faults);
+  if (can_fail && universe_.strikes(Fault::lost, faults)) return;
+  Instant leaves = universe_.now;
+  if (path.bytes_per_second > 0) {
+    constexpr std::uint64_t headers = 40;
+    const auto nanoseconds = (segment.bytes.size() + headers) * 1'000'000'000 / path.bytes_per_second;
+    leaves = line.busy_until = std::max(line.busy_until, leaves) + Duration(nanoseconds);
+  }
+  Instant arrives = leaves + path.latency;
+  if (path.jitter > Duration::zero()) arrives += universe_.random.between(Duration::zero(), path.jitter);
+  if (can_fail && universe_.strikes(Fault::delayed, faults)) {
+    arrives += universe_.random.between(Duration(1), universe_.options.longest_delay);
+  } else {
+    arrives = line.last_arrival = std::max(arrives, line.last_arrival);
+  }
+  if (can_fail && universe_.strikes(Fault::duplicated, faults)) deliver(to, arrives + path.latency, Segment(segment));
+  deliver(to, arrives, std::move(segment));
+}
+
+void Network::deliver(SimulatedHost& to, Instant at, Segment&& segment) {
+  universe_.agenda.add(at, [&to, segment = std::move(segment)] { to.arrive(segment); });
+}
+
+void Network::reject(SimulatedHost& from, Line& line, const Segment& segment) {
+  if (const int error = rejection(line.path.way); error != 0)
+    return universe_.after(line.path.latency,
+                           [&from, error, flow = Flow{segment.from, segment.to}] { from.path_error(flow, error); });
+  if (segment.reset) return;
+  Segment answer{.from = segment.to,
+                 .to = segment.from,
+                 .ack = true,
+                 .reset = true,
+                 .sequence = segment.acknowledged,
+                 .acknowledged = segment.end()};
+  universe_.after(line.path.latency, [&from, answer = std::move(answer)] { from.arrive(answer); });
+}
+
+ScriptedPeer& Network::make_peer(SimulatedHost& host) {
+  peers_.push_back(std::make_unique<ScriptedPeer>(host));
+  return *peers_.back();
+}
+
+}  // namespace vigil::sim

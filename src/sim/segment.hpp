@@ -1,0 +1,85 @@
+// What travels between simulated hosts, and between which ends.
+//
+// Thread: plain values.
+#pragma once
+
+#include <netinet/in.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "vigil/address.hpp"
+
+namespace vigil::sim {
+
+/// Sixteen bytes; an IPv4 address as ::ffff:a.b.c.d.
+struct Ip {
+  std::uint64_t high = 0, low = 0;
+
+  [[nodiscard]] static Ip of(const Address& address);
+  [[nodiscard]] bool is_v4() const { return high == 0 && low >> 32 == 0xFFFF; }
+  [[nodiscard]] bool is_any() const { return high == 0 && (low == 0 || low == 0xFFFF00000000); }
+  [[nodiscard]] bool is_loopback() const { return high == 0 && (low == 1 || low >> 24 == 0xFFFF7F); }
+  friend bool operator==(const Ip&, const Ip&) = default;
+  friend auto operator<=>(const Ip&, const Ip&) = default;
+};
+
+struct Endpoint {
+  Ip ip;
+  std::uint16_t port = 0;
+
+  [[nodiscard]] static Endpoint of(const sockaddr_storage& name);
+  /// Writes it as the kernel does: no more than fits, and the true length.
+  void write(int family, sockaddr* name, socklen_t* length) const;
+  [[nodiscard]] std::string text() const;
+  friend bool operator==(const Endpoint&, const Endpoint&) = default;
+};
+
+/// A connection as one of its hosts sees it.
+struct Flow {
+  Endpoint local, remote;
+  friend bool operator==(const Flow&, const Flow&) = default;
+};
+
+struct FlowHash {
+  std::size_t operator()(const Flow& flow) const {
+    std::uint64_t hash = flow.local.ip.low * 31 + flow.remote.ip.low + flow.remote.ip.high * 7 + flow.local.ip.high * 3;
+    hash = hash * 0x9E3779B97F4A7C15U + (std::uint64_t{flow.local.port} << 16 | flow.remote.port);
+    return static_cast<std::size_t>(hash ^ hash >> 32);
+  }
+};
+
+class ScriptedPeer;
+
+/// What the two applications of a connection did and have, which no kernel knows of the other side.
+struct Conversation {
+  struct Side {
+    std::uint64_t given = 0;       // to send
+    bool finished = false;         // its end follows what was given
+    bool was_reset = false;        // by this side
+    std::uint64_t received = 0;    // read
+    ScriptedPeer* peer = nullptr;  // if a script plays it
+  };
+  Side client, server;
+  std::uint64_t faults = 0;  // that struck its calls and segments
+};
+
+struct Segment {
+  Endpoint from, to;
+  bool syn = false, ack = false, fin = false, reset = false;
+  bool asks = false;               // a probe: the answer is an acknowledgement
+  std::uint64_t sequence = 0;      // of its first byte
+  std::uint64_t acknowledged = 0;  // the byte expected next; the end counts as one
+  std::uint64_t window = 0;
+  std::string bytes{};
+  std::vector<std::uint64_t> marks{};            // urgent marks: in front of these bytes
+  std::shared_ptr<Conversation> conversation{};  // of a SYN
+
+  [[nodiscard]] std::uint64_t end() const { return sequence + bytes.size(); }
+};
+
+}  // namespace vigil::sim

@@ -1,0 +1,381 @@
+// An end of a connection: what its owner does with it, and what a segment does to it. tcp_timers.cpp: when it sends, and sends
+// again.
+#include "sim/tcp_end.hpp"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "sim/network.hpp"
+#include "sim/simulated_host.hpp"
+#include "sim/tcp_constants.hpp"
+
+namespace vigil::sim {
+
+TcpEnd::TcpEnd(SimulatedHost& host, const Flow& flow, const TcpSettings& given, std::shared_ptr<Conversation> conversation,
+               bool is_client)
+    : settings(given),
+      host_(host),
+      flow_(flow),
+      conversation_(std::move(conversation)),
+      is_client_(is_client),
+      state_(is_client ? State::syn_sent : State::syn_received) {}
+
+// What its owner does ---------------------------------------------------------------------------------------------------------
+
+ssize_t TcpEnd::receive(void* buffer, std::size_t size) {
+  while (!marks_.empty() && marks_.front() <= read_) marks_.pop_front();
+  std::size_t count = std::min(size, incoming_.size());
+  if (!marks_.empty()) count = std::min<std::size_t>(count, marks_.front() - read_);
+  last_recv_at_ = host_.universe.now;
+  if (count == 0) {
+    if (size == 0) return last_recv_ = 0;
+    if (error_ != 0) return last_recv_ = -std::exchange(error_, 0);
+    if (end_received_ || receive_shut_ || has_ended()) return last_recv_ = 0;
+    return last_recv_ = -EAGAIN;
+  }
+  std::memcpy(buffer, incoming_.view().data(), count);
+  incoming_.drop(count);
+  read_ += count;
+  own_side().received += count;
+  // The window opens again: told once it is worth a segment.
+  const std::uint64_t worth = std::min<std::uint64_t>(segment_bytes_max, settings.receive_capacity / 2);
+  if (state_ == State::established && !end_received_ && expected_ + window() >= told_window_ + worth) acknowledge();
+  return last_recv_ = static_cast<std::int64_t>(count);
+}
+
+ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
+  if (state_ == State::syn_sent || state_ == State::syn_received) return -EAGAIN;
+  if (error_ != 0) return -std::exchange(error_, 0);
+  if (has_ended() || end_wanted_) return -EPIPE;
+  Universe& universe = host_.universe;
+  std::size_t wanted = 0;
+  for (std::size_t index = 0; index < count; ++index) wanted += pieces[index].iov_len;
+  if (wanted == 0) return 0;
+  std::size_t possible = std::min(room(), wanted);
+  const auto struck = [&](Fault fault) { return universe.strikes(fault, conversation_->faults); };
+  if (host_.runs_vigil && possible > 0 && (struck(Fault::out_of_room) || struck(Fault::partial_send))) {
+    // Memory is short for a moment: less is taken, and nothing more until it is over.
+    possible = universe.random.below(possible);
+    has_no_room_now_ = true;
+    universe.after(universe.random.between(std::chrono::microseconds(1), std::chrono::milliseconds(5)),
+                   [self = weak_from_this()] {
+                     const auto end = self.lock();
+                     if (end == nullptr) return;
+                     end->has_no_room_now_ = false;
+                     if (std::exchange(end->wants_room_, false)) end->tell();
+                   });
+  }
+  if (possible < wanted) wants_room_ = true;
+  if (possible == 0) return -EAGAIN;
+  if (all_acknowledged()) first_unacknowledged_at_ = universe.now;
+  std::size_t left = possible;
+  for (std::size_t index = 0; left > 0; ++index) {
+    const std::size_t part = std::min(left, pieces[index].iov_len);
+    outgoing_.append({static_cast<const char*>(pieces[index].iov_base), part});
+    left -= part;
+  }
+  taken_ += possible;
+  last_taken_ = universe.now;
+  pump();
+  return static_cast<ssize_t>(possible);
+}
+
+int TcpEnd::shutdown(int how) {
+  if (state_ == State::syn_sent || has_ended()) return -ENOTCONN;
+  if (how != SHUT_WR) receive_shut_ = true;
+  if (how != SHUT_RD && !end_wanted_) {
+    if (all_acknowledged()) first_unacknowledged_at_ = host_.universe.now;
+    end_wanted_ = true;
+    end_wanted_at_ = host_.universe.now;
+    own_side().finished = true;
+    pump();
+  }
+  return 0;
+}
+
+int TcpEnd::take_error() {
+  if (error_ != 0) return std::exchange(error_, 0);
+  return std::exchange(soft_error_, 0);
+}
+
+void TcpEnd::close() {
+  if (!std::exchange(is_open_, false)) return;
+  owner = nullptr;
+  if (state_ == State::syn_sent) return die();
+  if (has_ended()) return;
+  if (unread() > 0 || settings.resets_on_close) return reset();
+  if (!end_wanted_) {
+    if (all_acknowledged()) first_unacknowledged_at_ = host_.universe.now;
+    end_wanted_ = true;
+    end_wanted_at_ = host_.universe.now;
+    own_side().finished = true;
+    pump();
+  }
+  end_if_both_ends_came();
+  plan();
+}
+
+void TcpEnd::reset() {
+  is_open_ = false;
+  owner = nullptr;
+  if (has_ended()) return;
+  own_side().was_reset = true;
+  if (state_ != State::syn_sent) send_reset();
+  die();
+}
+
+std::uint32_t TcpEnd::poll_state() const {
+  if (state_ == State::syn_sent || state_ == State::syn_received) return 0;
+  if (has_ended()) return POLLIN | POLLOUT | POLLRDHUP | POLLHUP | (error_ != 0 ? POLLERR : 0U);
+  std::uint32_t bits = 0;
+  if (unread() > 0 || end_received_ || receive_shut_) bits |= POLLIN;
+  if (!marks_.empty()) bits |= POLLPRI;
+  if (end_received_ || receive_shut_) bits |= POLLRDHUP;
+  if (end_received_ && end_wanted_) bits |= POLLHUP;
+  // Writable again only where a third of the buffer is free (sk_stream_is_writeable).
+  if (end_wanted_ || (!wants_room_ && room() > 0) || room() >= settings.send_capacity / 3) bits |= POLLOUT;
+  if (has_no_room_now_) bits &= ~static_cast<std::uint32_t>(POLLOUT);
+  return bits;
+}
+
+int TcpEnd::unsent() const {
+  if (state_ == State::syn_sent || state_ == State::syn_received) return 0;
+  return static_cast<int>(outgoing_.size()) + (end_wanted_ && !end_acknowledged_ ? 1 : 0);
+}
+
+std::uint64_t TcpEnd::window() const { return settings.receive_capacity > unread() ? settings.receive_capacity - unread() : 0; }
+
+std::size_t TcpEnd::room() const {
+  if (has_no_room_now_) return 0;
+  return settings.send_capacity > outgoing_.size() ? settings.send_capacity - outgoing_.size() : 0;
+}
+
+sys::TcpSample TcpEnd::sample() const {
+  const Instant now = host_.universe.now;
+  const auto milliseconds_since = [&](Instant then) {
+    return static_cast<std::uint32_t>((now - then) / std::chrono::milliseconds(1));
+  };
+  sys::TcpSample sample;
+  sample.known = true;
+  sample.connected = state_ != State::syn_sent && state_ != State::dead;
+  sample.bytes_acked = acknowledged_ + (end_acknowledged_ ? 1U : 0U);
+  sample.window_known = true;
+  if (!sample.connected) return sample;  // a dead socket remembers nothing of its last struggle
+  const std::uint64_t in_flight = highest_ - std::min(highest_, acknowledged_ + (end_acknowledged_ ? 1U : 0U));
+  sample.unacked = static_cast<std::uint32_t>((in_flight + segment_bytes_max - 1) / segment_bytes_max);
+  sample.notsent_bytes = static_cast<std::uint32_t>(data_end() - std::min(highest_, data_end()));
+  sample.retransmits = timer_ == Timer::retransmit ? static_cast<std::uint32_t>(retries_) : 0;
+  sample.total_retrans = total_retransmits_;
+  sample.probes = static_cast<std::uint32_t>(probes_);
+  sample.backoff = sample.retransmits + (timer_ == Timer::probe ? sample.probes : 0);
+  sample.rtt_us = static_cast<std::uint32_t>(smoothed_rtt_ / std::chrono::microseconds(1));
+  sample.rto_us = static_cast<std::uint32_t>(backed_off(retries_) / std::chrono::microseconds(1));
+  sample.last_ack_recv_ms = milliseconds_since(std::max(last_acknowledgement_, established_at_));
+  sample.last_data_recv_ms = milliseconds_since(std::max(last_byte_, established_at_));
+  sample.snd_wnd = static_cast<std::uint32_t>(allowed_ - std::min(allowed_, acknowledged_));
+  return sample;
+}
+
+void TcpEnd::fill(Truth& truth) const {
+  truth.was_connected = was_established();
+  truth.connected_at = established_at_;
+  truth.read = read_;
+  truth.arrived = read_ + unread();
+  if (end_received_) truth.end_arrived_at = end_arrived_at_;
+  if (failure_ != 0) {
+    truth.error_at = failed_at_;
+    truth.error = failure_;
+    truth.error_was_taken = error_ == 0;
+  }
+  truth.last_arrival = last_byte_;
+  truth.last_recv_at = last_recv_at_;
+  truth.last_recv = last_recv_;
+  truth.taken = taken_;
+  truth.acknowledged = acknowledged_;
+  truth.last_acknowledged = last_progress_;
+  truth.last_taken_at = last_taken_;
+  truth.end_was_sent = end_wanted_;
+  truth.end_sent_at = end_wanted_at_;
+  truth.faults = conversation_->faults;
+  truth.was_reset = own_side().was_reset;
+  truth.peer_sent = other_side().given;
+  truth.peer_finished = other_side().finished;
+  truth.peer_was_reset = other_side().was_reset;
+  truth.peer_received = other_side().received;
+}
+
+// What a segment does ---------------------------------------------------------------------------------------------------------
+
+void TcpEnd::arrive(const Segment& segment) {
+  last_heard_ = host_.universe.now;
+  if (segment.reset) {
+    // In its window, or it is an old one; and a time-wait is not cut short (RFC 1337).
+    const bool in_window = segment.sequence >= expected_ && segment.sequence <= told_window_ + 1;
+    if (state_ == State::syn_sent) return segment.ack ? fail(ECONNREFUSED) : void();
+    if (state_ == State::time_wait || !in_window) return;
+    if (state_ == State::syn_received) {
+      host_.handshake_done(*this, false);
+      return die();
+    }
+    // As the kernel: a reset behind the other side's end is a broken pipe, while ours is still to come.
+    return fail(end_received_ && !end_wanted_ ? EPIPE : ECONNRESET);
+  }
+  if (segment.syn) {
+    if (state_ == State::syn_received) {
+      Segment answer = this->segment();
+      answer.syn = true;
+      transmit(std::move(answer));
+      return;
+    }
+    const bool reaches_itself = flow_.local == flow_.remote;  // a simultaneous open of one end with itself
+    if (!segment.ack && !reaches_itself) return;
+    if (state_ != State::syn_sent) return acknowledge();
+    allowed_ = segment.window;
+    establish();
+    acknowledge();
+    pump();
+    return tell();
+  }
+  if (!segment.ack) return;
+  const bool wants_answer = segment.asks || segment.fin || !segment.bytes.empty();
+  if (state_ == State::time_wait) return wants_answer ? acknowledge() : void();
+  const bool completes = state_ == State::syn_received;
+  if (completes) {
+    allowed_ = segment.acknowledged + segment.window;
+    establish();
+  }
+  const std::uint32_t before = poll_state();
+  const std::uint64_t expected_before = expected_;
+  const std::uint64_t acknowledged_before = acknowledged_;
+  take_acknowledgement(segment);
+  take_bytes(segment);
+  if (state_ == State::dead) return;
+  take_end(segment);
+  if (wants_answer) acknowledge();
+  end_if_both_ends_came();
+  if (completes) host_.handshake_done(*this, true);
+  const bool room_again = wants_room_ && acknowledged_ != acknowledged_before && (poll_state() & POLLOUT) != 0;
+  if (room_again) wants_room_ = false;
+  // An edge: something new to read, room that was asked for, or another state.
+  if (expected_ != expected_before || room_again || ((poll_state() & ~before) & ~static_cast<std::uint32_t>(POLLOUT)) != 0)
+    tell();
+}
+
+void TcpEnd::take_acknowledgement(const Segment& segment) {
+  const std::uint64_t upto = segment.acknowledged;
+  if (upto > highest_ || upto < acknowledged_) return;  // of nothing that was sent; old
+  const Instant now = host_.universe.now;
+  last_acknowledgement_ = now;
+  probes_ = 0;
+  bool progress = false;
+  const std::uint64_t payload = std::min(upto, data_end());
+  const bool reaches_end = end_wanted_ && upto > data_end();
+  if (payload > acknowledged_) {
+    outgoing_.drop(payload - acknowledged_);
+    acknowledged_ = payload;
+    last_progress_ = now;
+    progress = true;
+  }
+  if (reaches_end && !end_acknowledged_) end_acknowledged_ = progress = true;
+  next_ = std::max(next_, upto);
+  while (!marks_to_send_.empty() && marks_to_send_.front() < acknowledged_) marks_to_send_.pop_front();
+  const bool opens = upto + segment.window > allowed_;
+  allowed_ = std::max(allowed_, upto + segment.window);
+  if (timed_at_ != Instant{} && upto >= timed_byte_) {
+    const Duration sample = now - timed_at_;
+    smoothed_rtt_ = smoothed_rtt_ == Duration{} ? sample : (7 * smoothed_rtt_ + sample) / 8;  // RFC 6298
+    timed_at_ = Instant{};
+  }
+  if (progress) {
+    first_unacknowledged_at_ = now;
+    retries_ = 0;
+  }
+  if (!progress && !opens) return;
+  timer_ = Timer::none;
+  pump();
+}
+
+void TcpEnd::take_bytes(const Segment& segment) {
+  if (segment.bytes.empty() || end_received_) return;
+  if (!is_open_) {
+    // Nobody will ever read them.
+    own_side().was_reset = true;
+    send_reset();
+    return die();
+  }
+  if (segment.sequence > expected_ || segment.end() <= expected_) return;  // out of order, or once more
+  std::string_view fresh = std::string_view(segment.bytes).substr(expected_ - segment.sequence);
+  if (told_window_ < expected_ + fresh.size()) fresh = fresh.substr(0, told_window_ - std::min(told_window_, expected_));
+  for (const std::uint64_t mark : segment.marks)
+    if (mark >= expected_ && mark < expected_ + fresh.size()) marks_.push_back(mark);
+  incoming_.append(fresh);
+  expected_ += fresh.size();
+  if (!fresh.empty()) last_byte_ = host_.universe.now;
+}
+
+void TcpEnd::take_end(const Segment& segment) {
+  if (!segment.fin || end_received_ || segment.end() != expected_) return;
+  end_received_ = true;
+  end_arrived_at_ = host_.universe.now;
+  ++expected_;
+}
+
+void TcpEnd::establish() {
+  state_ = State::established;
+  established_at_ = host_.universe.now;
+  retries_ = 0;
+  timer_ = Timer::none;
+  plan();
+}
+
+void TcpEnd::end_if_both_ends_came() {
+  if (is_open_ || state_ != State::established || !end_received_ || !end_acknowledged_) return;
+  state_ = State::time_wait;
+  timer_ = Timer::none;
+  plan(Timer::time_wait, host_.universe.now + time_wait_length);
+}
+
+void TcpEnd::path_error(int error) {
+  if (state_ == State::syn_sent) return fail(error);
+  soft_error_ = error;  // a hint: an established connection tries again
+}
+
+void TcpEnd::fail(int error) {
+  const bool is_told = state_ != State::syn_received;
+  error_ = failure_ = error;
+  failed_at_ = host_.universe.now;
+  die();
+  if (is_told) tell();
+}
+
+void TcpEnd::die() {
+  if (state_ == State::dead) return;
+  state_ = State::dead;
+  timer_ = Timer::none;
+  host_.forget(flow_);
+}
+
+void TcpEnd::vanish() {
+  owner = nullptr;
+  is_open_ = false;
+  state_ = State::dead;
+  timer_ = Timer::none;
+}
+
+void TcpEnd::tell() {
+  if (owner != nullptr) owner->tcp_changed(poll_state());
+}
+
+void TcpEnd::send_reset() {
+  Segment reset = segment();
+  reset.reset = true;
+  reset.sequence = highest_;
+  transmit(std::move(reset));
+}
+
+}  // namespace vigil::sim
