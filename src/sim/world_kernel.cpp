@@ -113,7 +113,6 @@ bool WorldKernel::step(Instant limit) {
   for (const auto& runner : runners_) {
     if (runner->over || runner->in_turn || runner->host->is_hung) continue;
     next = std::min(next, runner->wakes_at);
-    if (runner->asked_until > universe_.now) next = std::min(next, runner->asked_until);
   }
   if (next == never_due || next > limit) return false;
   pass_time(next);
@@ -121,11 +120,13 @@ bool WorldKernel::step(Instant limit) {
 }
 
 void WorldKernel::pass_time(Instant until) {
-  const bool somebody_is_late = std::any_of(runners_.begin(), runners_.end(), [&](const auto& runner) {
-    if (runner->over || runner->in_turn || !runner->sleeps) return false;
-    return runner->asked_until <= universe_.now || (runner->host->is_hung && has_something_ready(*runner));
-  });
-  if (somebody_is_late) delays += until - universe_.now;
+  Instant late_from = until;
+  for (const auto& runner : runners_) {
+    if (runner->over || runner->in_turn) continue;
+    const bool should_run = !runner->sleeps || has_something_ready(*runner);  // and can't: its host hangs
+    late_from = std::min(late_from, should_run ? universe_.now : runner->asked_until);
+  }
+  delays += until - std::max(late_from, universe_.now);
   universe_.now = until;
 }
 
