@@ -106,6 +106,8 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
 /// Something is outstanding from now on: progress is sampled until nothing is.
 void ConnectionLife::start_send_clock(ReactorCore& core, Connection& connection) {
   connection.send_progress_ = core.read_clock();
+  connection.set(Connection::just_given);
+  core.flush_later(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - in_flight(connection);
   connection.acknowledged_ = static_cast<std::uint32_t>(acknowledged);
   if (connection.side_ != nullptr) {
@@ -124,9 +126,19 @@ void ConnectionLife::sending_watch_changed(ReactorCore& core, Connection& connec
   if (connection.stage_ == Connection::Stage::open) start_send_clock(core, connection);
 }
 
+/// The handler that gave them has returned: what kept it kept the bytes too, and the peer's time begins when they leave.
+void ConnectionLife::send_clock_begins_now(ReactorCore& core, Connection& connection) {
+  connection.clear(Connection::just_given);
+  if (!send_clock_runs(connection)) return;
+  connection.send_progress_ = core.now;
+  if (connection.side_ != nullptr)
+    connection.side_->acknowledged.close_until(core.now + connection.policy_->timeouts.send_rate.grace);
+}
+
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
   if (!send_clock_runs(connection)) return;
+  if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
   const std::uint64_t flying = in_flight(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - flying;
   if (static_cast<std::uint32_t>(acknowledged) != connection.acknowledged_) connection.send_progress_ = core.now;

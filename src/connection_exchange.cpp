@@ -181,7 +181,11 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
   end_dispatch(core, connection, readiness);
 }
 
-void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept { write_out(core, static_cast<Connection&>(source)); }
+void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
+  auto& connection = static_cast<Connection&>(source);
+  if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
+  write_out(core, connection);
+}
 
 /// Whether readiness that is not simply "readable" is a reason to ask recv.
 bool ConnectionLife::worth_receiving(Connection& connection, Readiness readiness) {

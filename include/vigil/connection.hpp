@@ -141,6 +141,7 @@ class Connection final : private Source {
     final_bytes = 1 << 20,      // on_receive is given the tail for the last time
     has_queue = 1 << 22,        // queue_ holds something
     awaits_message = 1 << 21,   // between two messages: the next byte begins one
+    just_given = 1 << 23,       // the first outstanding bytes may still be on their way to the kernel
     is_established = 1U << 31,  // stage_ is open: asked together with the others by what is hot, and a sign is asked cheapest
   };
 
