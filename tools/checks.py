@@ -237,16 +237,37 @@ def check_compile_failures(compilers):
 
 
 def check_libraries_exclude_each_other(configuration):
-    libraries = [configuration.directory / name for name in ("libvigil.a", "libvigil_sim.a")]
-    if not all(library.exists() for library in libraries):
+    """Who links both libraries gets no program, or one that is simulated throughout: never a mixture."""
+    archives = [configuration.directory / name for name in ("libvigil.a", "libvigil_sim.a")]
+    if not all(archive.exists() for archive in archives):
         return
-    with Step("both libraries in one program: no link") as step:
-        program = LOGS / "both.cpp"
-        program.write_text("int main() {}\n")
-        whole = ["-Wl,--whole-archive", *libraries, "-Wl,--no-whole-archive"]
-        log = step.run([configuration.compiler, program, *whole, "-o", LOGS / "both"], 120)
-        clash = "multiple definition" in log and "implementation" in log
+    compiled, linked = LOGS / "both_libraries.o", LOGS / "both_libraries"
+    with Step("a program for both libraries: compile") as step:
+        step.run([configuration.compiler, "-std=c++20", "-Iinclude", "-c", "tests/both_libraries.cpp", "-o", compiled], 120)
+    link = [configuration.compiler, compiled, "-pthread", f"-L{configuration.directory}", "-o", linked]
+    whole = ["-Wl,--whole-archive", *archives, "-Wl,--no-whole-archive"]
+    attempt(check_no_link, "whole archives of both: no link", [*link, *whole])
+    attempt(check_no_link, "-lvigil -lvigil_sim: no link", [*link, "-lvigil", "-lvigil_sim"])
+    attempt(check_no_link, "both Meson dependencies: no link", ["ninja", "-C", configuration.directory, "both-libraries"])
+    attempt(check_all_simulated, "-lvigil_sim -lvigil: all simulated", [*link, "-lvigil_sim", "-lvigil"], linked)
+
+
+def check_no_link(name, command):
+    with Step(name) as step:
+        log = step.run(command, 120)
+        clash = "multiple definition of `vigil::sys::implementation'" in log
         step.failure = None if step.failure and clash else "they link, or fail for another reason than sys::implementation"
+    tally.add(passed=1)
+
+
+def check_all_simulated(name, command, program):
+    """The first library leaves nothing open that the second one would fill: traced twice, the linker names each object it takes."""
+    with Step(name) as step:
+        log = step.run([*command, "-Wl,--trace", "-Wl,--trace"], 120)
+        if not step.failure and "libvigil.a)" in log:
+            step.failure = "something of libvigil.a is in it"
+        if not step.failure:
+            step.run([program], 30)
     tally.add(passed=1)
 
 
