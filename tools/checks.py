@@ -302,20 +302,33 @@ def check_readme_program(configuration):
     if not readme.exists():
         return
     with Step("README's program, from an installed vigil") as step:
-        program = re.search(r"^```cpp\n(.*?)^```$", readme.read_text(), re.MULTILINE | re.DOTALL)
-        if not program:
+        programs = re.findall(r"^```cpp\n(.*?)^```$", readme.read_text(), re.MULTILINE | re.DOTALL)
+        if not programs:
             raise ValueError("README.md has no C++ program")
         shutil.rmtree(INSTALLED, ignore_errors=True)
         step.run(["meson", "install", "-C", configuration.directory, "--no-rebuild"], 120)
-        source, binary = LOGS / "shortest.cpp", LOGS / "shortest"
-        source.write_text(program[1])
-        if not step.failure:
-            find = {"PKG_CONFIG_PATH": str(INSTALLED / "lib/pkgconfig")}
-            build = f"{configuration.compiler} -std=c++20 '{source}' $(pkg-config --cflags --libs vigil) -o '{binary}'"
-            step.run(["sh", "-euc", build], 300, find)
+        binary = None if step.failure else build_installed(configuration, step, "shortest", programs[0], "vigil")
         if not step.failure:
             speak_to(binary, step)
     tally.add(passed=1)
+
+    with Step("README's simulated world, from an installed vigil") as step:
+        simulated = [program for program in programs if "#include <vigil/sim.hpp>" in program]
+        if len(simulated) != 1:
+            raise ValueError(f"README.md has {len(simulated)} programs that simulate a world")
+        binary = build_installed(configuration, step, "simulated", simulated[0], "vigil_sim")
+        log = "" if step.failure else step.run([binary], 30)
+        if not step.failure and (not log or log not in readme.read_text()):
+            step.failure = "it prints something else than README.md shows"
+    tally.add(passed=1)
+
+
+def build_installed(configuration, step, name, program, library):
+    source, binary = LOGS / f"{name}.cpp", LOGS / name
+    source.write_text(program)
+    build = f"{configuration.compiler} -std=c++20 '{source}' $(pkg-config --cflags --libs {library}) -o '{binary}'"
+    step.run(["sh", "-euc", build], 300, {"PKG_CONFIG_PATH": str(INSTALLED / "lib/pkgconfig")})
+    return binary
 
 
 def speak_to(binary, step):
