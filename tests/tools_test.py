@@ -233,6 +233,7 @@ def what_is_wrong_with_the_number_of_values_is_said_in_plain_words():
         (["echo", "--stats"], "--stats: its value is missing"),
         (["echo", "--json=yes"], "--json takes no value"),
         (["echo", "--stats", "1s", "--stats", "2s"], "--stats is given more than once"),
+        (["echo", "--listen", ": At Most 1 required"], "--listen: ': At Most 1 required': not an IPv4 address"),
         (["echo", "--rate-window", "1s"], "--rate-window is about a rate: give --min-receive-rate or --min-send-rate too"),
     ):
         tool = f"vigil-{command[0]}"

@@ -73,6 +73,7 @@ Address resolve(const std::string& option, const std::string& host, const std::s
 std::string in_plain_words(const CLI::ParseError& problem) {
   if (problem.get_exit_code() == static_cast<int>(CLI::ExitCodes::RequiredError)) return "the address is missing: HOST:PORT";
   const std::string said = problem.what();
+  if (problem.get_exit_code() != static_cast<int>(CLI::ExitCodes::ArgumentMismatch)) return said;  // may quote a value
   const auto before = [&said](const char* words) -> std::optional<std::string> {
     const std::size_t place = said.find(words);
     return place == std::string::npos ? std::nullopt : std::optional(said.substr(0, place));

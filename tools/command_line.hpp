@@ -23,7 +23,8 @@ namespace vigil::tools {
 /// The exit status for a wrong option, value or address (EX_USAGE of sysexits.h).
 inline constexpr int exit_usage = 64;
 
-/// `250ms`, `30s`, `2m`, also with `us` and `h`, and with a decimal point: `1.5s`. Nothing else; nothing above 10 years.
+/// `250ms`, `30s`, `2m`, also with `ns`, `us` and `h`, and with a decimal point: `1.5s`. Nothing else; nothing above 10 years.
+/// Decimals below a nanosecond are dropped, of an hour's up to 10 ns.
 [[nodiscard]] std::optional<Duration> parse_duration(std::string_view text);
 
 /// What Address::parse reads, and `name:port`, for which the system's resolver is asked (that may block). Of several addresses an
