@@ -30,6 +30,8 @@ GCC, CLANG = "g++", "clang++-19"
 PLAIN, ADDRESS, THREAD = "none", "address,undefined", "thread"
 SANITIZER_NAMES = {PLAIN: "", ADDRESS: " ASan+UBSan", THREAD: " TSan"}
 
+TEST_PROGRAMS = ("vigil-tests", "vigil-sim-tests", "vigil-corpus-tests")
+
 SANITIZER_ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1:check_initialization_order=1",
     "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
@@ -163,7 +165,7 @@ class Configuration:
         if not step.failure:
             stamp.write_text(wanted)
 
-    def test(self, arguments=(), under=(), label="", seconds=TEST_SECONDS, environment=None, programs=("vigil-tests", "vigil-sim-tests")):
+    def test(self, arguments=(), under=(), label="", seconds=TEST_SECONDS, environment=None, programs=TEST_PROGRAMS):
         for program in programs:
             path = self.directory / program
             if not path.exists():
