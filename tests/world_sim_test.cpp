@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <string_view>
 
@@ -152,14 +153,17 @@ TEST_CASE("SO_ERROR takes the error, and recv says 0 afterwards") {
   CHECK(caller.recv() == 0);
 }
 
-TEST_CASE("a reset behind the peer's end is a broken pipe") {
+TEST_CASE("a reset behind the peer's end is a broken pipe, which recv never tells of") {
   Caller caller;
   caller.accept();
   caller.peer->finish();
   caller.world.run_for(1ms);
   caller.peer->reset();
   caller.world.run_for(1ms);
-  CHECK(caller.recv() == -EPIPE);
+  CHECK(caller.recv() == 0);
+  CHECK((caller.state() & POLLERR) != 0);
+  CHECK(caller.send("x") == -EPIPE);
+  CHECK(caller.error() == 0);
 }
 
 TEST_CASE("closing with unread bytes resets the peer, closing without ends its stream") {
@@ -619,6 +623,23 @@ TEST_CASE("a hung host of one's own turns no reactor, and the time counts as del
   CHECK(fired - began == 5s);
   CHECK(world.delays() >= 4s);
   world.detach(reactor);
+}
+
+TEST_CASE("a reactor may end while it is attached") {
+  World world;
+  auto reactor = std::make_unique<Reactor>();
+  world.attach(*reactor);
+  reactor.reset();
+  world.run_for(1s);
+  CHECK(world.open_descriptors() == 0);
+}
+
+TEST_CASE("who waits for ever where nothing will ever happen is told so") {
+  World world;
+  Reactor reactor;
+  const auto ran = reactor.run();
+  REQUIRE_FALSE(ran);
+  CHECK(ran.error() == Error{"wait", EDEADLK});
 }
 
 TEST_CASE("each fault of the calls strikes where it may, and is counted") {

@@ -17,6 +17,9 @@
 // from the seed. Several threads may have a world each; on one thread the youngest counts. Lifetime: make the world first and let
 // it go last: reactors, servers and sockets made in it end before it. Hosts, paths and peers are the world's and live as long.
 //
+// A wait of a program's own (Reactor::run(), receive_within(), ...) lets the world go on too; where nothing will ever happen it
+// answers EDEADLK instead of waiting for ever.
+//
 // What is truthful: TCP as Linux shows it to a program (streams, windows, retransmission and its back-off, keepalive, user
 // timeout, resets, half-closed ends, errors handed out once, the listener's queue, TCP_INFO), epoll, descriptors and their limit.
 // What is not there: Unix and datagram sockets, signals from outside, congestion control, segments larger or smaller than sent.
@@ -263,9 +266,11 @@ class World {
   [[nodiscard]] Duration delays() const;
 
   // --- who runs
-  /// Turned by the world from now on, on the host whose address was in force when it was attached. A Server needs no attaching.
+  /// Turned by the world from now on, on the host that was entered when it was attached, until it ends or is detached. A Server's
+  /// workers need no attaching; what its own run() turns, and stop and signals with it, is Server::control(): attach that, or
+  /// call run().
   void attach(Reactor& reactor);
-  /// Before the reactor ends. From inside its own turn too.
+  /// Also from inside its own turn.
   void detach(Reactor& reactor);
   /// For step(): the reactor was called from outside its callbacks since, and is not to sleep over it. run_until() and tasks
   /// given to at() see to that themselves.

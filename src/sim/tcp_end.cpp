@@ -34,8 +34,9 @@ ssize_t TcpEnd::receive(void* buffer, std::size_t size) {
   last_recv_at_ = host_.universe.now;
   if (count == 0) {
     if (size == 0) return last_recv_ = 0;
+    if (end_received_) return last_recv_ = 0;  // an error behind the end never reaches recv
     if (error_ != 0) return last_recv_ = -std::exchange(error_, 0);
-    if (end_received_ || receive_shut_ || has_ended()) return last_recv_ = 0;
+    if (receive_shut_ || has_ended()) return last_recv_ = 0;
     return last_recv_ = -EAGAIN;
   }
   std::memcpy(buffer, incoming_.view().data(), count);

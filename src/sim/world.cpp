@@ -54,7 +54,9 @@ void World::at(Instant instant, Task task) { state_->kernel.script(instant, std:
 void World::spend(Duration duration) { state_->kernel.spend(duration); }
 Duration World::delays() const { return state_->kernel.delays; }
 
-void World::attach(Reactor& reactor) { state_->kernel.attach(reactor); }
+void World::attach(Reactor& reactor) {
+  state_->kernel.attach(reactor, [link = ReactorCore::of(reactor).link] { return link->core != nullptr; });
+}
 void World::detach(Reactor& reactor) { state_->kernel.detach(reactor); }
 void World::wake(Reactor& reactor) { state_->kernel.wake(reactor); }
 void World::enter(Host& host) { state_->kernel.host = static_cast<SimulatedHost*>(&host); }

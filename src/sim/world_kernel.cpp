@@ -15,9 +15,10 @@ WorldKernel::~WorldKernel() { sys::install(before_); }
 
 // Who is turned ---------------------------------------------------------------------------------------------------------------
 
-void WorldKernel::attach(Reactor& reactor) {
+void WorldKernel::attach(Reactor& reactor, Callback<bool()> lives) {
   runners_.push_back(std::make_unique<Runner>());
   runners_.back()->reactor = &reactor;
+  runners_.back()->lives = std::move(lives);
   runners_.back()->host = host;
 }
 
@@ -25,6 +26,11 @@ void WorldKernel::detach(Reactor& reactor) {
   for (const auto& runner : runners_)
     if (runner->reactor == &reactor) runner->over = true;
   std::erase_if(runners_, [](const auto& runner) { return runner->over && !runner->in_turn && runner->reactor != nullptr; });
+}
+
+/// Reactors that ended while they were attached.
+void WorldKernel::forget_the_dead() {
+  std::erase_if(runners_, [](const auto& runner) { return runner->reactor != nullptr && !runner->in_turn && !runner->lives(); });
 }
 
 void WorldKernel::wake(Reactor& reactor) {
@@ -100,6 +106,7 @@ bool WorldKernel::step(Instant limit) {
     wake_all();  // it may have spoken to a reactor that sleeps
     return true;
   }
+  forget_the_dead();
   std::vector<Runner*>& runnable = runnable_;
   runnable.clear();
   for (const auto& runner : runners_)

@@ -38,7 +38,8 @@ class WorldKernel final : public sys::Kernel {
   void spend(Duration duration);
   /// What a script does at an instant, as opposed to what the network does: never while somebody is in a turn.
   void script(Instant at, Task task) { script_.add(at, std::move(task)); }
-  void attach(Reactor& reactor);
+  /// `lives` answers whether the reactor is still there.
+  void attach(Reactor& reactor, Callback<bool()> lives);
   void detach(Reactor& reactor);
   void wake(Reactor& reactor);
   void wake_all();
@@ -125,6 +126,7 @@ class WorldKernel final : public sys::Kernel {
   /// Who is turned by the world: a reactor, or a server's worker.
   struct Runner {
     Reactor* reactor = nullptr;
+    Callback<bool()> lives{};  // of a reactor
     sys::Worker worker{};
     sys::WorkerHandle handle = 0;
     SimulatedHost* host = nullptr;
@@ -142,6 +144,7 @@ class WorldKernel final : public sys::Kernel {
   };
 
   // Time.
+  void forget_the_dead();
   [[nodiscard]] bool is_runnable(const Runner& runner) const;
   [[nodiscard]] bool has_something_ready(const Runner& runner) const;
   void turn(Runner& runner);
