@@ -6,6 +6,7 @@ The last line is `N passed, N failed, N skipped`. A test that can't run here pri
 environment that counts as failed.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -57,6 +58,9 @@ class Tally:
 tally = Tally()
 
 
+running = set()  # processes, also those of a build made ahead
+
+
 def run(command, log, seconds, environment=None):
     """Runs to the end or to the time limit, with everything it started; returns the exit status, or None if it took too long."""
     with open(log, "w") as output:
@@ -69,12 +73,14 @@ def run(command, log, seconds, environment=None):
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        running.add(process)
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
             stop_session(process)
+            running.discard(process)
 
 
 def stop_session(process):
@@ -135,6 +141,7 @@ class Configuration:
     def __init__(self, compiler, build_type, sanitizer, assertions=False):
         self.compiler = compiler
         self.sanitizer = sanitizer
+        self.building = None
         self.name = f"{'g++' if compiler == GCC else 'clang'} {build_type}{SANITIZER_NAMES[sanitizer]}"
         self.directory = BUILD / re.sub(r"[^a-z0-9+]+", "-", self.name.lower())
         self.options = [
@@ -147,11 +154,19 @@ class Configuration:
             "-Dlibdir=lib",
         ]
 
+    def build_ahead(self, builder, targets=()):
+        """While tests of another configuration run, which mostly wait: build() then tells how it went."""
+        self.building = builder.submit(self.make, Step(f"{self.name}: build"), targets)
+
     def build(self, targets=()):
         with Step(f"{self.name}: build") as step:
-            self.set_up(step)
-            if not step.failure:
-                step.run(["ninja", "--quiet", "-C", self.directory, *targets], BUILD_SECONDS)
+            step.failure = self.building.result() if self.building else self.make(step, targets)
+
+    def make(self, step, targets):
+        self.set_up(step)
+        if not step.failure:
+            step.run(["nice", "-n", "5", "ninja", "--quiet", "-C", self.directory, *targets], BUILD_SECONDS)
+        return step.failure
 
     def set_up(self, step):
         """Configures a new directory, or one made with other options from scratch."""
@@ -371,10 +386,24 @@ def connect_when_ready(address, server):
 
 
 def check():
+    builder = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        check_ahead(builder)
+    finally:
+        builder.shutdown(wait=False, cancel_futures=True)
+
+
+def check_ahead(builder):
+    gcc = Configuration(GCC, "release", PLAIN, assertions=True)
+    address = Configuration(CLANG, "debugoptimized", ADDRESS)
+    thread = Configuration(CLANG, "debugoptimized", THREAD)
+    gcc.build_ahead(builder)
+    address.build_ahead(builder)
+    thread.build_ahead(builder, ["vigil-thread-tests"])
+
     attempt(check_sources)
     attempt(check_compile_failures, [GCC])
 
-    gcc = Configuration(GCC, "release", PLAIN, assertions=True)
     if attempt(gcc.build):
         gcc.test()
         attempt(check_tools, gcc)
@@ -382,13 +411,11 @@ def check():
         attempt(check_readme_program, gcc)
         attempt(check_libraries_exclude_each_other, gcc)
 
-    address = Configuration(CLANG, "debugoptimized", ADDRESS)
     if attempt(address.build):
         address.test()
         attempt(check_tools, address)
 
-    thread = Configuration(CLANG, "debugoptimized", THREAD)
-    if attempt(thread.build, ["vigil-thread-tests"]):
+    if attempt(thread.build):
         thread.test(["--test-suite=threads"], label=" (threads)", programs=["vigil-thread-tests"])
 
 
@@ -425,6 +452,9 @@ def main():
     except KeyboardInterrupt:
         print("\ninterrupted")
         return 130
+    finally:
+        for process in list(running):
+            stop_session(process)
 
     for skip in sorted(set(tally.skips)):
         print(f"  skipped: {skip}")
