@@ -93,7 +93,7 @@ class Count:
         for line in lines:
             if line.get("gcovr/noncode"):
                 continue
-            branches = [branch for branch in line["branches"] if not branch.get("throw")]
+            branches = line["branches"]
             self.lines += 1
             self.lines_reached += line["count"] > 0
             self.branches += len(branches)
