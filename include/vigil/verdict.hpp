@@ -1,0 +1,62 @@
+// What the evidence says of a peer that has missed its heartbeat: whether its process hangs, its host can't be reached, or it
+// does not read.
+//
+// The evidence is what the own kernel knows of a TCP connection (TCP_INFO), sampled while the connection was alive: afterwards
+// the kernel has forgotten it. A peer's kernel acknowledges for a process that hangs, and nobody acknowledges for a host that is
+// gone. What proves nothing alone: back-off, bytes in flight, an old acknowledgement, young data. A proxy that ends TCP on the
+// way acknowledges for a peer that is dead.
+//
+// Thread: plain values; judge() depends on nothing else.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "vigil/time.hpp"
+
+namespace vigil {
+
+enum class Verdict : std::uint8_t {
+  hung,         ///< its kernel acknowledges what we send, and nobody answers
+  unreachable,  ///< nothing of ours gets there: it, or the way to it, is gone
+  not_reading,  ///< its kernel answers, and its window is closed: the process reads nothing (also one that hangs with a full
+                ///< window)
+  unknown,      ///< the evidence decides nothing, or there is none (a Unix socket has none)
+};
+inline constexpr std::size_t verdict_count = static_cast<std::size_t>(Verdict::unknown) + 1;
+[[nodiscard]] const char* to_string(Verdict verdict);
+
+/// One look at a silent connection.
+struct Evidence {
+  bool known = false;                    ///< false: the platform or the socket has none
+  std::uint64_t sent_in_silence = 0;     ///< bytes handed to the kernel since the peer fell silent
+  bool acknowledged_in_silence = false;  ///< the peer's kernel has acknowledged some of those
+  std::uint32_t unacknowledged_segments = 0;
+  std::uint32_t not_transmitted_bytes = 0;  ///< the kernel holds them and has not sent them once
+  std::uint32_t retransmits = 0;            ///< unanswered, in a row
+  std::uint32_t retransmits_in_silence = 0;
+  std::uint32_t probes = 0;                     ///< unanswered window or keepalive probes in a row
+  std::optional<std::uint32_t> window_bytes{};  ///< what the peer is ready to take; nothing: not known (Linux before 5.4)
+  Duration round_trip{};                        ///< smoothed
+  Duration retransmit_timeout{};
+  Duration last_acknowledgement{};  ///< how long ago one came
+  Duration without_progress{};      ///< how long ago the count of acknowledged bytes last grew, or the silence began
+
+  friend bool operator==(const Evidence&, const Evidence&) = default;
+};
+
+/// What a look at the evidence decides; nothing: it is not decided yet, look again. `interval` is that of the probes, `budget`
+/// how long the peer may be silent.
+///
+/// In this order (each rule from measurements on Linux, where a healthy path had to stay undecided):
+/// - none, or a round trip above half the budget (congestion: a healthy peer was silent for 7.5 s behind bulk): undecided
+/// - bytes in flight: two retransmissions unanswered are `unreachable`, fewer undecided
+/// - bytes not even transmitted: with an open window and no progress for max(400 ms, two retransmission timeouts) our own side
+///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`, none `not_reading`; one happens on
+///   healthy paths: undecided
+/// - all acknowledged, and the last one came within interval + max(250 ms, two retransmission timeouts): `hung`; but after two
+///   retransmissions in this silence the path has just healed, and the peer's own back-off may keep its answer: undecided
+/// - anything else: undecided
+[[nodiscard]] std::optional<Verdict> judge(const Evidence& evidence, Duration interval, Duration budget);
+
+}  // namespace vigil
