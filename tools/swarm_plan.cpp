@@ -1,0 +1,166 @@
+#include "swarm_plan.hpp"
+
+#include <bit>
+
+namespace vigil::tools {
+
+using namespace std::chrono_literals;
+
+std::uint64_t any_magnitude(sim::Random& random, std::uint64_t least, std::uint64_t most) {
+  const auto doublings = static_cast<std::uint64_t>(std::bit_width(most / (least == 0 ? 1 : least)));
+  const std::uint64_t low = (least == 0 ? 1 : least) << random.below(doublings);
+  const std::uint64_t drawn = random.between(low, 2 * low);
+  return drawn < least ? least : drawn > most ? most : drawn;
+}
+
+Duration any_magnitude(sim::Random& random, Duration least, Duration most) {
+  return Duration(any_magnitude(random, static_cast<std::uint64_t>(least.count()), static_cast<std::uint64_t>(most.count())));
+}
+
+Timeout draw_timeout(sim::Random& random) {
+  if (one_in(random, 6)) return never;
+  // Mostly what people write, sometimes odd numbers of nanoseconds.
+  const Duration drawn = any_magnitude(random, Duration(2ms), Duration(8s));
+  return one_in(random, 3) ? drawn : Duration(std::chrono::ceil<std::chrono::milliseconds>(drawn));
+}
+
+Rate draw_rate(sim::Random& random) {
+  if (one_in(random, 8)) return Rate::never();
+  const Duration window = any_magnitude(random, Duration(5ms), Duration(1s));
+  const Duration graces[] = {Duration{}, Duration(1ns), window / 16, window / 8, window, 3 * window};
+  return {.bytes_per_second = any_magnitude(random, 10, 200'000), .window = window, .grace = graces[random.below(6)]};
+}
+
+Timeouts draw_timeouts(sim::Random& random, unsigned percent) {
+  Timeouts timeouts;
+  const auto wanted = [&](unsigned weight) { return random.below(10'000) < percent * weight; };
+  if (wanted(100)) timeouts.first_byte = draw_timeout(random);
+  if (wanted(140)) timeouts.receive = draw_timeout(random);
+  if (wanted(80)) timeouts.message = draw_timeout(random);
+  if (wanted(60)) timeouts.receive_rate = draw_rate(random);
+  if (wanted(100)) timeouts.send = draw_timeout(random);
+  if (wanted(50)) timeouts.send_rate = draw_rate(random);
+  if (wanted(150)) timeouts.drain = any_magnitude(random, Duration(2ms), Duration(3s));
+  if (wanted(150)) timeouts.connect = any_magnitude(random, Duration(5ms), Duration(4s));
+  if (wanted(80)) timeouts.accept = any_magnitude(random, Duration(20ms), Duration(2s));
+  return timeouts;
+}
+
+Timeouts resolve(const Timeouts& nearer, const Timeouts& farther) {
+  const auto timeout = [](Timeout near, Timeout far, Timeout built_in) {
+    return !near.is_inherit() ? near : !far.is_inherit() ? far : built_in;
+  };
+  const auto rate = [](const Rate& near, const Rate& far) {
+    return !near.is_inherit() ? near : !far.is_inherit() ? far : Rate::never();
+  };
+  return {.connect = timeout(nearer.connect, farther.connect, never),
+          .accept = timeout(nearer.accept, farther.accept, never),
+          .first_byte = timeout(nearer.first_byte, farther.first_byte, never),
+          .receive = timeout(nearer.receive, farther.receive, never),
+          .message = timeout(nearer.message, farther.message, never),
+          .receive_rate = rate(nearer.receive_rate, farther.receive_rate),
+          .send = timeout(nearer.send, farther.send, never),
+          .send_rate = rate(nearer.send_rate, farther.send_rate),
+          .drain = timeout(nearer.drain, farther.drain, 5s)};
+}
+
+namespace {
+
+template <class Options>
+void draw_bounds(sim::Random& random, Options& options, std::size_t receive_buffer_bytes) {
+  if (one_in(random, 2)) {
+    options.backlog_bytes_max = any_magnitude(random, 2 * 1024, 512 * 1024);
+    options.backlog_high_mark_bytes = any_magnitude(random, 1024, 128 * 1024);
+    options.backlog_low_mark_bytes = random.below(options.backlog_high_mark_bytes + 1);
+  }
+  if (one_in(random, 3)) options.when_backlogged = WhenBacklogged::pause_reading;
+  if (one_in(random, 2)) options.message_bytes_max = random.between(1, receive_buffer_bytes);
+}
+
+SitePlan draw_site(sim::Random& random) {
+  SitePlan site;
+  constexpr Duration ticks[] = {100us, 1ms, 1ms, 1ms, 1ms, 3ms, 10ms, 37ms};
+  site.reactor.tick = ticks[random.below(8)];
+  site.reactor.receive_buffer_bytes = any_magnitude(random, 1024, 32 * 1024);
+  site.reactor.gather_buffer_bytes = any_magnitude(random, 1024, 16 * 1024);
+  constexpr std::size_t events[] = {1, 2, 8, 64, 512, 512};
+  site.reactor.events_per_wait = events[random.below(6)];
+  constexpr std::size_t reads[] = {1, 2, 8, 8};
+  site.reactor.reads_per_turn = reads[random.below(4)];
+  site.reactor.timeouts = draw_timeouts(random, 12);
+  const auto percent = static_cast<unsigned>(random.between(20, 65));
+  site.listener.timeouts = draw_timeouts(random, percent);
+  site.connector.timeouts = draw_timeouts(random, percent);
+  site.accepted = resolve(site.listener.timeouts, site.reactor.timeouts);
+  site.attempted = resolve(site.connector.timeouts, site.reactor.timeouts);
+  draw_bounds(random, site.listener, site.reactor.receive_buffer_bytes);
+  draw_bounds(random, site.connector, site.reactor.receive_buffer_bytes);
+  if (one_in(random, 4)) site.listener.connections_max = random.between(1, 40);
+  if (one_in(random, 5)) site.listener.accept_rate = static_cast<std::uint32_t>(any_magnitude(random, 5, 2000));
+  if (one_in(random, 4)) site.listener.accept_queue = static_cast<int>(random.between(1, 16));
+  site.handler_kind = random.below(handler_kind_count);
+  return site;
+}
+
+void draw_chances(sim::Random& random, WorldPlan& plan) {
+  // Some worlds have few faults and rarely, some have most of them and often.
+  const std::uint64_t wanted = random.between(5, 75);
+  const std::uint64_t most = any_magnitude(random, 20, 2000);  // of 10,000
+  for (std::size_t index = 0; index <= static_cast<std::size_t>(sim::Fault::delayed); ++index) {
+    if (random.below(100) >= wanted) continue;
+    double chance = static_cast<double>(random.between(1, most)) / 10'000;
+    switch (static_cast<sim::Fault>(index)) {
+      case sim::Fault::stalled:
+      case sim::Fault::no_descriptor:
+      case sim::Fault::no_buffers:
+        chance /= 40;
+        break;
+      case sim::Fault::lost:
+        chance /= 2;
+        break;
+      default:
+        break;
+    }
+    plan.chances[index] = chance;
+  }
+}
+
+}  // namespace
+
+WorldPlan draw_world(sim::Random& random) {
+  WorldPlan plan;
+  plan.sites.resize(one_in(random, 3) ? 2 : 1);
+  plan.lives = static_cast<unsigned>(random.between(150, 350));
+  plan.spread = any_magnitude(random, Duration(200ms), Duration(20s));
+  for (SitePlan& site : plan.sites) {
+    site = draw_site(random);
+    if (one_in(random, 10)) site.ends_after = random.between(plan.spread / 4, plan.spread);
+  }
+  plan.peers = static_cast<unsigned>(random.between(1, 6));
+  plan.stops_early = one_in(random, 8);
+  plan.lasts = plan.stops_early ? random.between(plan.spread / 4, plan.spread)
+                                : plan.spread + random.between(Duration(50ms), Duration(8s));
+  plan.drain = one_in(random, 6) ? Duration{} : any_magnitude(random, Duration(1ms), Duration(3s));
+  draw_chances(random, plan);
+  plan.path.latency = any_magnitude(random, Duration(5us), Duration(30ms));
+  if (one_in(random, 2)) plan.path.jitter = any_magnitude(random, Duration(1us), Duration(20ms));
+  if (one_in(random, 5)) plan.path.bytes_per_second = any_magnitude(random, 20'000, 20'000'000);
+  const auto buffer = [&random] { return static_cast<std::size_t>(any_magnitude(random, 2 * 1024, 128 * 1024)); };
+  plan.own_send_buffer = buffer();
+  plan.own_receive_buffer = buffer();
+  plan.peer_send_buffer = buffer();
+  plan.peer_receive_buffer = buffer();
+  if (!one_in(random, 4)) {
+    const std::uint64_t wanted = random.between(10, 60);
+    for (std::size_t index = 0; index < weather_count; ++index)
+      if (random.below(100) < wanted) plan.weather.push_back(static_cast<Weather>(index));
+    plan.weather_gap = std::max<Duration>(plan.lasts / static_cast<int>(random.between(3, 25)), 20ms);
+  }
+  plan.spends_most = any_magnitude(random, Duration(1us), Duration(200us));
+  plan.dawdles_one_in = one_in(random, 2) ? 0 : random.between(50, 2000);
+  plan.dawdles_most = any_magnitude(random, Duration(1ms), Duration(400ms));
+  plan.outgoing_percent = random.between(5, 45);
+  return plan;
+}
+
+}  // namespace vigil::tools
