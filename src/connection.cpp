@@ -126,7 +126,7 @@ void ConnectionLife::established(Connection& connection) {
   rearm(core, connection);
   if (connection.queued_bytes_ == 0) return;
   if (connection.send_progress_ == nothing_outstanding) start_send_clock(core, connection);
-  core.flush_later(connection);  // sent while it was connecting
+  send_clock_begins_later(core, connection);  // sent while it was connecting
 }
 
 void ConnectionLife::accepted(Connection& connection) {

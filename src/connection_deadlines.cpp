@@ -106,8 +106,6 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
 /// Something is outstanding from now on: progress is sampled until nothing is.
 void ConnectionLife::start_send_clock(ReactorCore& core, Connection& connection) {
   connection.send_progress_ = core.read_clock();
-  connection.set(Connection::just_given);
-  core.flush_later(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - in_flight(connection);
   connection.acknowledged_ = static_cast<std::uint32_t>(acknowledged);
   if (connection.side_ != nullptr) {
@@ -123,7 +121,14 @@ void ConnectionLife::sending_watch_changed(ReactorCore& core, Connection& connec
   if (!watches) connection.send_progress_ = never_due;
   if (!watches || connection.send_progress_ != never_due) return;
   connection.send_progress_ = nothing_outstanding;
-  if (connection.stage_ == Connection::Stage::open) start_send_clock(core, connection);
+  const bool outstanding = connection.backlog_bytes() != 0 || in_flight(connection) != 0;
+  if (connection.stage_ == Connection::Stage::open && outstanding) start_send_clock(core, connection);
+}
+
+/// What is given now leaves when its handler has returned, in the flush phase at the latest.
+void ConnectionLife::send_clock_begins_later(ReactorCore& core, Connection& connection) {
+  connection.set(Connection::just_given);
+  core.flush_later(connection);
 }
 
 /// The handler that gave them has returned: what kept it kept the bytes too, and the peer's time begins when they leave.

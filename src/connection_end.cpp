@@ -124,6 +124,7 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
   // `never` counts as drain's from now on, and more time that was given has ended.
   if (connection.send_progress_ == never_due) {
     start_send_clock(core, connection);
+    send_clock_begins_later(core, connection);
   } else if (send_clock_runs(connection)) {
     const bool was_never = connection.policy_->timeouts.send.is_never();
     connection.send_progress_ = was_never ? core.now : std::min(connection.send_progress_, core.now);

@@ -282,7 +282,10 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
   }
   if (bytes.empty()) return {};
   const bool open = connection.stage_ == Connection::Stage::open;
-  if (connection.send_progress_ == nothing_outstanding && open) start_send_clock(core, connection);
+  if (connection.send_progress_ == nothing_outstanding && open) {
+    start_send_clock(core, connection);
+    send_clock_begins_later(core, connection);
+  }
 
   // A handler that sends until its backlog grows would never return while the peer reads as fast: beyond a budget it does grow.
   const bool direct = open && connection.queue_ == nullptr && core.direct_sends_left > 0;

@@ -173,6 +173,7 @@ struct ConnectionLife {
   static void start_send_clock(ReactorCore& core, Connection& connection);
   static void sending_watch_changed(ReactorCore& core, Connection& connection);
   static void sample_progress(ReactorCore& core, Connection& connection);
+  static void send_clock_begins_later(ReactorCore& core, Connection& connection);
   static void send_clock_begins_now(ReactorCore& core, Connection& connection);
 
   // Messages and rates.

@@ -54,4 +54,32 @@ TEST_CASE("a handler that sends and then takes longer than the send timeout does
   }
 }
 
+TEST_CASE("a send timeout set while nothing is outstanding runs from the send, not from when it was set") {
+  World world;
+  Reactor reactor;
+  std::vector<CloseRecord> records;
+  ConnectionHandle served;
+  struct Keeper {
+    void on_open(Connection& peer) { *handle = peer.handle(); }
+    void on_receive(Connection&, Bytes) {}
+    void on_close(Connection&, const CloseRecord& record) { records->push_back(record); }
+    ConnectionHandle* handle;
+    std::vector<CloseRecord>* records;
+  };
+  Listener<Keeper> listener(reactor, {}, [&](Connection&) { return Keeper{&served, &records}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  world.host("10.0.0.2").connect("10.0.0.1:7000");
+  world.run_for(1ms);
+  REQUIRE(served->set_timeout(Deadline::send, 8s));
+  world.run_for(900ms);
+  world.set_way(world.local(), world.host("10.0.0.2"), sim::Way::cut);
+  const Instant sent = world.now();
+  REQUIRE(served->send("nobody hears"));
+  REQUIRE(world.run_until([&] { return !records.empty(); }, 1min));
+  CHECK(records[0].reason == CloseReason::send_timed_out);
+  CHECK(world.now() - sent >= 8s);
+  CHECK(world.now() - sent <= 9s + 2ms);
+}
+
 TEST_SUITE_END();
