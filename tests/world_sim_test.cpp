@@ -480,6 +480,39 @@ TEST_CASE("a host that knows nothing of the connection resets it at our next pac
   CHECK(caller.recv() == -ECONNRESET);
 }
 
+TEST_CASE("a host that has forgotten a connection and connects again from the same port finds the old one, which then ends") {
+  Caller caller;
+  caller.listen();
+  caller.there.connect("10.0.0.1:7000", 40'000);
+  caller.world.run_for(1ms);
+  caller.descriptor = sys::accept(caller.listener, nullptr, nullptr);
+  REQUIRE(caller.descriptor >= 0);
+  caller.there.reboot();
+  const Peer& again = caller.there.connect("10.0.0.1:7000", 40'000);
+  caller.world.run_for(1ms);
+  CHECK(caller.recv() == -ECONNRESET);
+  CHECK_FALSE(again.connected());
+  caller.world.run_for(2s);  // its handshake knocks once more
+  CHECK(again.connected());
+}
+
+TEST_CASE("old segments of a connection that is over make no new one") {
+  Caller caller;
+  caller.listen();
+  caller.world.set_chance(Fault::duplicated, 1);
+  caller.world.set_chance(Fault::delayed, 0.5);
+  for (int lives = 0; lives < 50; ++lives) {
+    Peer& peer = caller.there.connect("10.0.0.1:7000", 40'000);
+    caller.world.run_for(200ms);
+    caller.descriptor = sys::accept(caller.listener, nullptr, nullptr);
+    REQUIRE(caller.descriptor >= 0);
+    peer.reset();
+    REQUIRE(sys::close(caller.descriptor) == 0);
+    caller.world.run_for(200ms);
+    CHECK(sys::accept(caller.listener, nullptr, nullptr) == -EAGAIN);
+  }
+}
+
 TEST_CASE("a killed process ends its streams, with a reset where it had bytes unread") {
   for (const bool unread : {true, false}) {
     Caller caller;

@@ -146,6 +146,8 @@ void Network::reject(SimulatedHost& from, Line& line, const Segment& segment) {
                  .to = segment.from,
                  .ack = true,
                  .reset = true,
+                 .from_incarnation = segment.to_incarnation,
+                 .to_incarnation = segment.from_incarnation,
                  .sequence = segment.acknowledged,
                  .acknowledged = segment.end()};
   universe_.after(line.path.latency, [&from, answer = std::move(answer)] { from.arrive(answer); });

@@ -71,6 +71,8 @@ struct Conversation {
 struct Segment {
   Endpoint from, to;
   bool syn = false, ack = false, fin = false, reset = false;
+  // Which life of these two ports it belongs to, as initial sequence numbers tell; 0: the sender does not know the other's yet.
+  std::uint64_t from_incarnation = 0, to_incarnation = 0;
   bool asks = false;               // a probe: the answer is an acknowledgement
   std::uint64_t sequence = 0;      // of its first byte
   std::uint64_t acknowledged = 0;  // the byte expected next; the end counts as one

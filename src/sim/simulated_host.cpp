@@ -128,7 +128,7 @@ void SimulatedHost::answer_syn(const Segment& segment) {
   const auto end = open_flow({segment.to, segment.from}, listener->settings, segment.conversation, false);
   end->listener = listener;
   ++listener->half_open;
-  end->accept_syn();
+  end->accept_syn(segment.from_incarnation);
 }
 
 void SimulatedHost::handshake_done(TcpEnd& end, bool established) {
@@ -156,7 +156,8 @@ void SimulatedHost::arrive(const Segment& segment) {
   const auto found = flows_.find({segment.to, segment.from});
   if (found != flows_.end()) {
     const std::shared_ptr<TcpEnd> end = found->second;
-    return end->arrive(segment);
+    if (!end->gives_way_to(segment)) return end->arrive(segment);
+    end->give_way();
   }
   if (segment.reset) return;
   if (segment.syn && !segment.ack && owns(segment.to.ip)) return answer_syn(segment);
@@ -170,6 +171,8 @@ void SimulatedHost::refuse(const Segment& segment) {
                 .to = segment.from,
                 .ack = true,
                 .reset = true,
+                .from_incarnation = segment.to_incarnation,
+                .to_incarnation = segment.from_incarnation,
                 .sequence = segment.acknowledged,
                 .acknowledged = segment.end()},
                nobodys);

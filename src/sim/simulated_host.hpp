@@ -59,6 +59,7 @@ class SimulatedHost final : public Host {
   [[nodiscard]] bool has_flow(const Flow& flow) const { return flows_.contains(flow); }
   void forget(const Flow& flow) { flows_.erase(flow); }
   void arrive(const Segment& segment);
+  void refuse(const Segment& segment);  ///< with an RST
   /// The path's answer to a segment of ours.
   void path_error(const Flow& flow, int error);
   /// A handshake that a listener had begun is over.
@@ -86,7 +87,6 @@ class SimulatedHost final : public Host {
   struct PeerListener;
 
   void answer_syn(const Segment& segment);
-  void refuse(const Segment& segment);
   void forget_everything();
   [[nodiscard]] ListeningSocket* listener_for(const Segment& syn) const;
 

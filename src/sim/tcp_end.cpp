@@ -23,6 +23,7 @@ TcpEnd::TcpEnd(SimulatedHost& host, const Flow& flow, const TcpSettings& given, 
       flow_(flow),
       conversation_(std::move(conversation)),
       is_client_(is_client),
+      incarnation_(host.universe.random.next() | 1),
       state_(is_client ? State::syn_sent : State::syn_received) {}
 
 // What its owner does ---------------------------------------------------------------------------------------------------------
@@ -212,7 +213,19 @@ void TcpEnd::fill(Truth& truth) const {
 
 // What a segment does ---------------------------------------------------------------------------------------------------------
 
+/// Left over from an earlier connection between the same ports, or from one that this host knows nothing of.
+bool TcpEnd::is_of_another_life(const Segment& segment) const {
+  if (segment.syn && !segment.ack) return their_incarnation_ != 0 && segment.from_incarnation != their_incarnation_;
+  return segment.to_incarnation != incarnation_ || (their_incarnation_ != 0 && segment.from_incarnation != their_incarnation_);
+}
+
 void TcpEnd::arrive(const Segment& segment) {
+  if (is_of_another_life(segment)) {
+    if (segment.reset) return;
+    const bool half_open = state_ == State::syn_sent || state_ == State::syn_received;
+    if (half_open && segment.ack) return host_.refuse(segment);
+    return state_ == State::established ? acknowledge() : void();  // so that the other side finds out (RFC 9293 3.10.7.4)
+  }
   last_heard_ = host_.universe.now;
   if (segment.reset) {
     // In its window, or it is an old one; and a time-wait is not cut short (RFC 1337).
@@ -227,15 +240,11 @@ void TcpEnd::arrive(const Segment& segment) {
     return fail(end_received_ && !end_wanted_ ? EPIPE : ECONNRESET);
   }
   if (segment.syn) {
-    if (state_ == State::syn_received) {
-      Segment answer = this->segment();
-      answer.syn = true;
-      transmit(std::move(answer));
-      return;
-    }
+    if (state_ == State::syn_received) return answer_syn_again();
     const bool reaches_itself = flow_.local == flow_.remote;  // a simultaneous open of one end with itself
     if (!segment.ack && !reaches_itself) return;
     if (state_ != State::syn_sent) return acknowledge();
+    their_incarnation_ = segment.from_incarnation;
     allowed_ = segment.window;
     establish();
     acknowledge();

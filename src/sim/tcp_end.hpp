@@ -75,6 +75,11 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
 
   [[nodiscard]] State state() const { return state_; }
   [[nodiscard]] bool has_ended() const { return state_ == State::dead || state_ == State::time_wait; }
+  /// A new connection may take the place of one that only waits for old segments to die out.
+  [[nodiscard]] bool gives_way_to(const Segment& syn) const {
+    return state_ == State::time_wait && syn.syn && !syn.ack && syn.from_incarnation != their_incarnation_;
+  }
+  void give_way() { die(); }
   [[nodiscard]] bool was_established() const { return established_at_ != Instant{}; }
   [[nodiscard]] const Flow& flow() const { return flow_; }
   [[nodiscard]] std::size_t unread() const { return incoming_.size(); }
@@ -86,8 +91,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   [[nodiscard]] Conversation::Side& other_side() const { return is_client_ ? conversation_->server : conversation_->client; }
 
   // --- of its host
-  ListeningSocket* listener = nullptr;  ///< whose queue it is for, until it is in it
-  void accept_syn();                    ///< a listener answers it
+  ListeningSocket* listener = nullptr;               ///< whose queue it is for, until it is in it
+  void accept_syn(std::uint64_t their_incarnation);  ///< a listener answers it
   void arrive(const Segment& segment);
   void timer_fired();
   /// The path says that it can't be reached.
@@ -98,6 +103,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
  private:
   enum class Timer : std::uint8_t { none, syn, retransmit, probe, local_retry, keepalive, time_wait };
 
+  [[nodiscard]] bool is_of_another_life(const Segment& segment) const;
+  void answer_syn_again();
   [[nodiscard]] Segment segment();
   int transmit(Segment&& segment);
   void acknowledge() { transmit(segment()); }
@@ -128,6 +135,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   Flow flow_;
   std::shared_ptr<Conversation> conversation_;
   bool is_client_;
+  std::uint64_t incarnation_, their_incarnation_ = 0;
   State state_;
   bool is_open_ = true;  // somebody may still read and write
 

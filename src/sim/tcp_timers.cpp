@@ -15,6 +15,8 @@ Segment TcpEnd::segment() {
   return {.from = flow_.local,
           .to = flow_.remote,
           .ack = state_ != State::syn_sent,
+          .from_incarnation = incarnation_,
+          .to_incarnation = their_incarnation_,
           .sequence = next_,
           .acknowledged = expected_,
           .window = told_window_ - expected_};
@@ -30,11 +32,16 @@ void TcpEnd::connect() {
   plan(Timer::syn, host_.universe.now + (first_syn_rto * (1 << retries_)));
 }
 
-void TcpEnd::accept_syn() {
+void TcpEnd::accept_syn(std::uint64_t their_incarnation) {
+  their_incarnation_ = their_incarnation;
+  answer_syn_again();
+  plan(Timer::syn, host_.universe.now + first_syn_rto);
+}
+
+void TcpEnd::answer_syn_again() {
   Segment answer = segment();
   answer.syn = true;
   transmit(std::move(answer));
-  plan(Timer::syn, host_.universe.now + (first_syn_rto * (1 << retries_)));
 }
 
 /// Sends what may be sent now.
@@ -143,7 +150,9 @@ void TcpEnd::timer_fired() {
       }
       if (state_ == State::syn_sent && retries_ == settings.syn_retries) return give_up(ETIMEDOUT);
       ++retries_;
-      return state_ == State::syn_sent ? connect() : accept_syn();
+      if (state_ == State::syn_sent) return connect();
+      answer_syn_again();
+      return plan(Timer::syn, now + first_syn_rto * (1 << retries_));
     case Timer::retransmit:
       if (user_timeout_is_over(first_unacknowledged_at_)) return give_up(ETIMEDOUT);
       if (retries_ == (is_open_ ? retries_max : orphan_retries_max)) return give_up(ETIMEDOUT);

@@ -108,7 +108,9 @@ int WorldKernel::close(int number) {
       const std::shared_ptr<TcpEnd> end = descriptor->end;
       end->close();
       life.truth.was_reset = end->own_side().was_reset;
-      life.truth.end_was_sent = life.truth.end_was_sent || !life.truth.was_reset;
+      const bool sends_end = !life.truth.end_was_sent && !life.truth.was_reset && life.truth.was_connected;
+      if (sends_end) life.truth.end_sent_at = universe_.now;
+      life.truth.end_was_sent = life.truth.end_was_sent || sends_end;
     }
     if (descriptor->listening != nullptr) descriptor->host.remove_listener(*descriptor->listening);
   }
