@@ -19,7 +19,8 @@ void judge_lateness(const LifeNotes& notes, const sim::Truth& truth, Instant now
                                                    " ago, at most " + readable(late->allowed) + " late; " +
                                                    notes.clocks.describe(late->kind, now, truth)});
   if (!notes.opened) {
-    if (truth.error_at) judge_heard("a failed attempt is told at once", *truth.error_at, now, delays, problems);
+    if (notes.attempted && truth.error_at)
+      judge_heard("a failed attempt is told at once", *truth.error_at, now, delays, problems);
     if (notes.attempted && truth.was_connected)
       judge_heard("a connection is told at once", truth.connected_at, now, delays, problems);
     return;

@@ -57,6 +57,7 @@ struct LifeNotes {
   bool heard_finish = false;  ///< on_peer_finished came
   Instant heard_finish_at{};
   bool heard_gone = false;                  ///< on_peer_gone_while_paused came
+  Instant touched_from_outside_at{};        ///< something was done to it by no callback of its own
   std::optional<Deadline> refused;          ///< on_deadline was asked last about this kind, and gave no more time ...
   Instant refused_at{};                     ///< ... then
   std::uint64_t acknowledged_at_refusal{};  ///< and this much had been acknowledged when it was asked

@@ -11,7 +11,7 @@ namespace {
 constexpr Duration stall = std::chrono::milliseconds(100);
 
 std::optional<Instant> end_sent_at(const sim::Truth& truth) {
-  return truth.end_was_sent ? std::optional(truth.end_sent_at) : std::nullopt;
+  return truth.end_sent_at != Instant{} ? std::optional(truth.end_sent_at) : std::nullopt;
 }
 
 Instant later_by(Instant from, Timeout timeout) { return due_at(from, timeout); }
@@ -117,9 +117,9 @@ void LifeClocks::holds_no_more(Instant now) {
 void LifeClocks::sent(Instant now, std::size_t bytes, std::uint64_t acknowledged_before) {
   if (given_ == acknowledged_before) {
     outstanding_since_ = now;
-    // A pause between two samples goes unnoticed, and then its grace has not begun anew: but for the first one only a window is
-    // due.
-    send_rate_not_before_ = std::max(send_rate_not_before_, given_ == 0 ? now + timeouts_.send_rate.grace : now);
+    // More time that was given has ended with what it was given for. A pause between two samples goes unnoticed, and then the
+    // grace has not begun anew: but for the first bytes only a window is due.
+    send_rate_not_before_ = given_ == 0 ? now + timeouts_.send_rate.grace : now;
   }
   given_ += bytes;
   if (lingers_) lingers(now);
@@ -150,6 +150,7 @@ void LifeClocks::given_more_time(Deadline kind, Instant asked, Instant now, Dura
       return;
     case Deadline::send_rate:
       send_rate_not_before_ = now + std::max(answer, timeouts_.send_rate.window) - timeouts_.send_rate.window;
+      send_rate_extended_to_ = send_rate_not_before_;
       return;
     default:
       return;
@@ -171,7 +172,7 @@ void LifeClocks::rate_changed(Deadline kind, const Rate& rate, Instant now) {
     rate_not_before_ = held_since_.value_or(now) + rate.grace + rate.window;
     rate_progress_ = now;
   } else {
-    send_rate_not_before_ = now + rate.grace;
+    send_rate_extended_to_ = send_rate_not_before_ = now + rate.grace;
     if (!sending_was_watched) send_asked_at_ = send_floor_ = now;
   }
 }
@@ -189,17 +190,21 @@ void LifeClocks::closing(Instant now) {
   closing_ = true;
   lingers_ = false;
   closing_at_ = now;
+  closing_latest_ = never_due;
   if (held_since_ || perhaps_held_) released_at_ = now;
   held_since_.reset();
   perhaps_held_ = false;
-  send_floor_ = was_never || !was_watched ? now : std::min(send_floor_, now);  // more time that was given has ended
-  send_asked_at_ = send_floor_;
+  if (was_never || !was_watched)
+    send_asked_at_ = send_floor_ = now;
+  else
+    send_floor_ = std::min(send_floor_, now);  // more time that was given has ended
 }
 
 void LifeClocks::turn_ended(Instant now) {
   if (receive_stamp_pending_) last_received_.latest = counted_from_.latest = now;
   if (message_stamp_pending_) message_from_.latest = now;
   if (linger_pending_) lingers_from_.latest = now;
+  if (closing_ && closing_latest_ == never_due) closing_latest_ = now;
   receive_stamp_pending_ = message_stamp_pending_ = linger_pending_ = false;
 }
 
@@ -211,7 +216,6 @@ std::size_t LifeClocks::armed() const {
          (timeouts_.receive_rate.is_never() ? 0U : 1U) + (timeouts_.send_rate.is_never() ? 0U : 1U);
 }
 
-/// It flushes and closes because the peer's end was read.
 bool LifeClocks::closes_with_peer(const sim::Truth& truth) const {
   return ends_with_peer_ && !closing_ && truth.end_arrived_at && truth.last_recv == 0 &&
          truth.last_recv_at >= *truth.end_arrived_at;
@@ -315,12 +319,15 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
       break;
     case Deadline::send_rate:
       if (outstanding && !timeouts_.send_rate.is_never())
-        rate_due(std::max({outstanding_since_, truth.last_acknowledged, send_rate_not_before_}), timeouts_.send_rate,
-                 timeouts_.send_rate.window / 8 + tick_);
+        rate_due(std::max({outstanding_since_, truth.last_acknowledged, send_rate_not_before_, send_rate_extended_to_}),
+                 timeouts_.send_rate, timeouts_.send_rate.window / 8 + tick_);
       break;
     case Deadline::drain:
       if (closing_) {
-        if (const auto sent = end_sent_at(truth)) at(std::max(closing_at_, *sent), timeouts_.drain);
+        if (const auto sent = end_sent_at(truth); sent && closing_latest_ != never_due)
+          at(std::max(closing_latest_, *sent), timeouts_.drain);
+        // A close from outside a turn takes effect in the next one.
+        if (due != never_due && now > due + tick_) extra = delays.since(closing_at_);
       } else if (lingers_ && given_ == truth.taken && lingers_from_.latest != never_due) {
         at(std::max(lingers_from_.latest, truth.last_taken_at), timeouts_.drain);
       }
@@ -329,6 +336,8 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
       break;
   }
   if (due != never_due) due = std::max(due, changed_at_[static_cast<std::size_t>(kind)]);
+  // One that was overdue when reading was held (which is judged then) is due again when it goes on.
+  if (due != never_due && kind >= Deadline::first_byte && kind <= Deadline::receive_rate) due = std::max(due, released_at_);
   if (due == never_due || now <= due + tick_) return std::nullopt;
   const Duration allowed = tick_ + extra + delays.since(due);
   if (now - due <= allowed) return std::nullopt;
@@ -377,7 +386,7 @@ std::string LifeClocks::describe(Deadline kind, Instant now, const sim::Truth& t
              ", not before " + at(send_rate_not_before_) + ", closing " + (closing_ ? at(closing_at_) : "no");
     default:
       return text + ", closing " + (closing_ ? at(closing_at_) : "no") + ", our end " +
-             (truth.end_was_sent ? at(truth.end_sent_at) : "not sent") + ", lingers " +
+             (end_sent_at(truth) ? at(truth.end_sent_at) : "not sent") + ", lingers " +
              (lingers_ ? at(lingers_from_.earliest) : "no") + ", last taken " + at(truth.last_taken_at);
   }
 }

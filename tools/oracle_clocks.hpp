@@ -90,6 +90,8 @@ class LifeClocks {
   void closing(Instant now);     ///< gracefully, by whomever
   void turn_ended(Instant now);  ///< the turn in which the above was told: stamps are no later
 
+  /// It flushes and closes because the peer's end was read.
+  [[nodiscard]] bool closes_with_peer(const sim::Truth& truth) const;
   [[nodiscard]] bool is_held() const { return held_since_.has_value(); }
   [[nodiscard]] bool is_perhaps_held() const { return perhaps_held_; }
   [[nodiscard]] Instant last_release() const { return released_at_; }
@@ -120,7 +122,6 @@ class LifeClocks {
 
   [[nodiscard]] bool receiving_runs() const { return open_ && !closing_ && !receiving_ended_ && !is_held(); }
   [[nodiscard]] bool awaits_first_byte() const { return !any_received_ && !timeouts_.first_byte.is_never(); }
-  [[nodiscard]] bool closes_with_peer(const sim::Truth& truth) const;
   [[nodiscard]] Timeout send_timeout(bool closing) const;
   [[nodiscard]] Instant send_from(const sim::Truth& truth, bool at_latest) const;
   [[nodiscard]] std::optional<Overdue> overdue(Deadline kind, Instant now, const sim::Truth& truth, const DelayLog& delays) const;
@@ -155,11 +156,13 @@ class LifeClocks {
   // Sending.
   std::uint64_t given_ = 0;
   Instant outstanding_since_{};
-  Instant send_asked_at_{};  // more time was given then, or it was never before,
-  Instant send_floor_{};     // and counts as if the last progress had been here
-  Instant send_rate_not_before_{};
+  Instant send_asked_at_{};          // more time was given then, or it was never before,
+  Instant send_floor_{};             // and counts as if the last progress had been here
+  Instant send_rate_not_before_{};   // at the earliest
+  Instant send_rate_extended_to_{};  // at the latest
   std::vector<Count> samples_;
   Instant closing_at_{};
+  Instant closing_latest_ = never_due;  // it takes effect by the end of the turn
 
   // A peer that finished and a handler that was told.
   bool lingers_ = false;

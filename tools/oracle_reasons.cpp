@@ -189,12 +189,13 @@ const char* phase_is_true(const Ending& ending) {
   if (record.phase != Phase::draining) return nullptr;
   const bool closing = notes.graceful || (truth.end_arrived_at && !notes.hears_finish);
   if (!closing) return "draining without a close";
-  return truth.end_was_sent && record.unsent == 0 ? nullptr : "draining before our end was sent";
+  const bool could_not = record.cut_short == CutShort::reset;  // it is drained all the same, and the reset heard
+  return (truth.end_was_sent || could_not) && record.unsent == 0 ? nullptr : "draining before our end was sent";
 }
 
 const char* cut_is_true(const Ending& ending) {
   const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
-  const bool ours = notes.graceful || (notes.stopped_at_once && notes.settled != Settled::by_nothing);
+  const bool ours = notes.graceful || (notes.stopped_at_once && notes.settled != Settled::by_nothing) || now >= notes.stops_at;
   switch (record.cut_short) {
     case CutShort::none:
       if (!notes.graceful || notes.aborted || notes.was_told_gone) return nullptr;
@@ -252,10 +253,14 @@ void judge_reason(const Ending& ending, Problems& problems) {
   if (const char* wrong = phase_is_true(ending))
     problems.push_back({"the phase is true", std::string(wrong) + ": " + summary(ending)});
   if (const char* wrong = cut_is_true(ending))
-    problems.push_back({"cut_short is true", std::string(wrong) + ": " + summary(ending)});
+    problems.push_back({"cut_short is true", std::string(wrong) + ": " + summary(ending) + "; drain " +
+                                                 notes.clocks.describe(Deadline::drain, now, truth) + "; send " +
+                                                 notes.clocks.describe(Deadline::send, now, truth)});
   if (const auto kind = deadline_of(record.reason)) {
     if (notes.hears_deadlines && *kind != Deadline::drain && !notes.end_was_read && !notes.refused && !truth.end_arrived_at)
       problems.push_back({"a handler is asked before its deadline closes", to_string(*kind)});
+    // In this very turn, perhaps after the verdict.
+    if (notes.touched_from_outside_at >= turn_began) return;
     const bool was_refused = notes.refused == kind && notes.refused_at >= turn_began;
     if (!was_refused) judge_verdict(notes, *kind, truth, now, turn_began, truth.acknowledged, problems);
   }

@@ -37,12 +37,21 @@ void Swarm::settle(SwarmLife& life, Settled settled, bool outside) {
   notes.end_in_doubt = !notes.end_was_read && ((read_to_end && perhaps_not_told) || (told_gone && !held && perhaps_held));
 }
 
+/// What is overdue when reading is held would stand still.
+void Swarm::judge_before_hold(SwarmLife& life) {
+  if (const auto late = life.notes.clocks.overdue_receiving(now(), delays))
+    problem(&life, "no deadline is late",
+            std::string(to_string(late->kind)) + ": reading was paused instead; " +
+                life.notes.clocks.describe(late->kind, now(), {}));
+}
+
 void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
   LifeNotes& notes = life.notes;
   if (notes.closed || !life.connection) return;
   Connection& connection = *life.connection;
   LifeClocks& clocks = notes.clocks;
   const bool goes_on = notes.settled == Settled::by_nothing;
+  if (outside) notes.touched_from_outside_at = now();
   tell(life, names[static_cast<std::size_t>(deed)]);
   switch (deed) {
     case Deed::nothing:
@@ -55,6 +64,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
       if (notes.opened) {
         notes.graceful = true;
         clocks.closing(now());
+        touch(life);
       }
       connection.close();
       return;
@@ -67,6 +77,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
     case Deed::pause:
       if (!notes.opened || !goes_on || !connection.pause_reading()) return;
       tell(life, "is paused");
+      judge_before_hold(life);
       clocks.paused(now());
       if (one_in(random, 8)) return;  // and never again
       world.after(any_magnitude(random, Duration(10us), Duration(1s)), [this, &life] { act(life, Deed::resume, true); });

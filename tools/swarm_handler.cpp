@@ -3,12 +3,22 @@
 #include <algorithm>
 #include <utility>
 
+#include "readable.hpp"
 #include "swarm_text.hpp"
 
 namespace vigil::tools {
 
 SwarmHandler::SwarmHandler(SwarmLife& life) : life_(life), swarm_(*life.swarm) { ++life_.site->handlers; }
 SwarmHandler::~SwarmHandler() { --life_.site->handlers; }
+
+namespace {
+
+std::string told_late(const Overdue& late, const LifeClocks& clocks, Instant now) {
+  return std::string(to_string(late.kind)) + ": due " + readable(now - late.since) + " ago, at most " + readable(late.allowed) +
+         " late; " + clocks.describe(late.kind, now, {});
+}
+
+}  // namespace
 
 void SwarmHandler::enter(const char* callback) {
   swarm_.enter();
@@ -59,7 +69,7 @@ std::size_t SwarmHandler::received(Connection& connection, Bytes bytes, bool par
   if (fresh == 0 && life_.left == 0) swarm_.problem(&life_, "on_receive comes with bytes", "with none that are new or were left");
   if (fresh != 0) {
     if (const auto late = notes.clocks.overdue_receiving(now, swarm_.delays))
-      swarm_.problem(&life_, "no deadline is late", std::string(to_string(late->kind)) + ", and bytes came instead");
+      swarm_.problem(&life_, "no deadline is late", told_late(*late, notes.clocks, now) + "; bytes came instead");
     notes.clocks.received(now, fresh);
     swarm_.touch(life_);
   }

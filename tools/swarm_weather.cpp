@@ -84,15 +84,17 @@ void Swarm::weather() {
 }
 
 void Swarm::shake_listener(SwarmSite& site, Duration lasting) {
-  if (site.reactor == nullptr || site.door == nullptr || site.stopping) return;
-  site.was_held = true;
+  if (site.reactor == nullptr || site.door == nullptr || site.stopping || site.is_shaken) return;
+  site.was_held = site.is_shaken = true;
   const bool closes = one_in(random, 2);
   ListenerBase& listener = site.door->listener();
+  if (closes) site.listens = false;
   closes ? listener.close() : listener.pause_accepting();
   world.after(lasting, [this, &site, closes] {
+    site.is_shaken = false;
     if (site.door == nullptr || site.stopping) return;
     if (!closes) return site.door->listener().resume_accepting();
-    listen(site);
+    if (!site.listens) listen(site);
   });
 }
 

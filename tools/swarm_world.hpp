@@ -38,8 +38,9 @@ struct SwarmSite {
   std::uint64_t opened = 0;    ///< handlers built, and connections shed
   std::uint64_t records = 0;
   bool stopping = false;
-  bool ending = false;    ///< destroyed
-  bool was_held = false;  ///< accepting was, for a cause that is not in its plan
+  bool ending = false;     ///< destroyed
+  bool was_held = false;   ///< accepting was, for a cause that is not in its plan
+  bool is_shaken = false;  ///< it is just now
   Instant stops_at = never_due;
   bool listens = false;
   Instant accept_from{};  ///< the accept deadline runs from here at the earliest
@@ -87,6 +88,7 @@ class Swarm {
   void act(SwarmLife& life, Deed deed, bool outside);
   void send(SwarmLife& life, std::uint64_t bytes, bool outside = false);
   void post(SwarmLife& life);
+  void judge_before_hold(SwarmLife& life);
   void settle(SwarmLife& life, Settled settled, bool outside);
 
   // --- the other side
