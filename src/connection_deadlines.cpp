@@ -87,8 +87,14 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
     }
   }
   if (send_clock_runs(connection)) {
-    if (const Timeout timeout = send_timeout(connection); !timeout.is_never()) look(core.now + timeout.duration() / 8);
-    if (const Rate& rate = timeouts.send_rate; !rate.is_never()) look(core.now + rate.window / 8);
+    // On a grid from the last progress: whatever else moves the node puts no sample off.
+    const auto sample_every = [&](Duration period) {
+      const Duration passed = core.now - connection.send_progress_;  // negative where the handler gave more time
+      const Duration sample = passed / period * period;
+      look(connection.send_progress_ + (sample > passed ? sample : sample + period));
+    };
+    if (const Timeout timeout = send_timeout(connection); !timeout.is_never()) sample_every(timeout.duration() / 8);
+    if (const Rate& rate = timeouts.send_rate; !rate.is_never()) sample_every(rate.window / 8);
     if (side != nullptr && side->acknowledged.is_open()) look(std::max(side->acknowledged.end, core.now));
     if (side != nullptr && !side->acknowledged.is_open() && !timeouts.send_rate.is_never())
       look(std::max(side->acknowledged.opens_at, core.now));
@@ -163,14 +169,16 @@ void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration
 }
 
 /// What the kernel held when the deadline was first found due is read before it is judged, in as many turns as the reads of one
-/// take. Bytes that come later don't put it off.
+/// take, and so is the end right behind it. Bytes that come later don't put it off.
 bool ConnectionLife::has_more_to_read(ReactorCore& core, Connection& connection, Deadline kind) {
-  if (kind != Deadline::message && kind != Deadline::receive_rate) return false;  // the others move with each byte
+  if (!core.is_ready_later(connection)) return false;
+  // These move with each byte.
+  if (kind == Deadline::connect || kind == Deadline::first_byte || kind == Deadline::receive) return false;
   ConnectionSide* side = side_of(core, connection);
   if (side == nullptr) return false;
-  if (side->judged_at == 0 && core.is_ready_later(connection))
+  if (side->judged_at == 0)
     side->judged_at = connection.received_ + static_cast<unsigned>(std::max(sys::unread_bytes(connection.descriptor_), 0));
-  return connection.received_ < side->judged_at && core.is_ready_later(connection);
+  return connection.received_ <= side->judged_at;
 }
 
 void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
@@ -186,7 +194,8 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
-    const bool came_late = connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
+    const bool came_late =
+        deadline.kind == Deadline::message && connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
     if (came_late && core.last_stall >= deadline.at) forgive(core, connection, late);
   }
   sample_progress(core, connection);
@@ -196,7 +205,7 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     if (connection.side_ != nullptr) connection.side_->judged_at = 0;
     return rearm(core, connection);
   }
-  if (has_more_to_read(core, connection, deadline.kind)) return core.arm(connection, core.now);
+  if (has_more_to_read(core, connection, deadline.kind)) return core.arm(connection, deadline.at);  // in the next turn
   expire(core, connection, deadline.kind);
 }
 
@@ -240,8 +249,9 @@ void ConnectionLife::expire(ReactorCore& core, Connection& connection, Deadline 
       CloseReason::receive_timed_out, CloseReason::message_timed_out, CloseReason::receive_too_slow,
       CloseReason::send_timed_out,    CloseReason::send_too_slow,     CloseReason::drain_timed_out};
   static_assert(std::size(reasons) == deadline_count);
-  // With reading held a reset was not read up to; it comes before any deadline all the same.
-  if (connection.has(held) && end_with_pending_error(core, connection)) return;
+  // What recv does not tell comes before any deadline all the same: a reset that was not read up to, or one behind the peer's
+  // end.
+  if (connection.has(held | Connection::peer_finished) && end_with_pending_error(core, connection)) return;
   const bool asks = kind != Deadline::connect && kind != Deadline::drain;
   if (asks && allows_more_time(core, connection, kind)) return;
   if (!connection.has(Connection::close_called)) return end(connection, reasons[static_cast<std::size_t>(kind)]);

@@ -81,6 +81,7 @@ bool ConnectionLife::owes(const Connection& connection) { return connection.queu
 void ConnectionLife::stream_error(ReactorCore& core, Connection& connection) {
   const int error = connection.error_;
   const std::uint8_t operation = connection.operation_;
+  if (error == EPIPE) connection.set(Connection::peer_finished);  // a reset behind the peer's FIN: recv may never have told of it
   if (core.gathers_for(connection)) {
     connection.queued_bytes_ += static_cast<std::uint32_t>(core.gathered);
     core.gathered = 0;
@@ -188,7 +189,7 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   core.read_clock();  // a stamp may still be owed to the side block
   drop_side(core, connection);
   const CloseRecord record = record_of(core, connection);
-  if (connection.has(Connection::reset_wanted) || (record.unsent != 0 && connection.has(Connection::was_open))) {
+  if (connection.has(Connection::reset_wanted) || record.unsent != 0) {
     close_with_reset(connection.descriptor_);
   } else {
     sys::close(connection.descriptor_);

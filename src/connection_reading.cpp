@@ -120,7 +120,6 @@ void ConnectionLife::latch_pending_error(Connection& connection) {
 bool ConnectionLife::end_with_pending_error(ReactorCore& core, Connection& connection) {
   latch_pending_error(connection);
   if (!connection.has(Connection::error_latched)) return false;
-  if (connection.error_ == EPIPE) connection.set(Connection::peer_finished);  // a reset behind the peer's FIN
   stream_error(core, connection);
   return true;
 }

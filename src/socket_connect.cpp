@@ -69,12 +69,13 @@ int connect_result(int descriptor) {
     const int status = sys::get_option(descriptor, SOL_SOCKET, SO_ERROR, &error, &length);
     return status < 0 ? -status : error;
   };
-  if (const int answer = ask(); answer != 0) return answer;
-  // A write event alone is no success: the peer's name is.
+  const int told = ask();
+  // A write event alone is no success: the peer's name is. Where it has one, what SO_ERROR told is a soft error of the path.
   SocketAddress peer;
   peer.length = sizeof peer.storage;
   const int status = sys::peer_name(descriptor, peer.get(), &peer.length);
   if (status == 0) return 0;
+  if (told != 0) return told;
   if (status != -ENOTCONN) return -status;
   pollfd entry{descriptor, POLLOUT, 0};
   if (sys::poll(&entry, 1, Duration::zero()) <= 0 || (entry.revents & POLLHUP) == 0) return EINPROGRESS;
