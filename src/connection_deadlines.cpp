@@ -87,9 +87,10 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
     }
   }
   if (send_clock_runs(connection)) {
-    // On a grid from the last progress: whatever else moves the node puts no sample off.
+    // On a grid from the last progress, from the last point the wheel has handed out: whatever else moves the node skips none.
+    const Instant looked = std::max(core.wheel.told(), std::min(connection.send_progress_, core.now));
     const auto sample_every = [&](Duration period) {
-      const Duration passed = core.now - connection.send_progress_;  // negative where the handler gave more time
+      const Duration passed = looked - connection.send_progress_;  // negative where the handler gave more time
       const Duration sample = passed / period * period;
       look(connection.send_progress_ + (sample > passed ? sample : sample + period));
     };
@@ -102,8 +103,9 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
   return at;
 }
 
-/// Moves the one node to where it is needed next.
+/// Moves the one node to where it is needed next; one that waits to be handed out stays, and is moved by due().
 void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
+  if (core.wheel.is_due(connection)) return;
   const Instant at = std::min(earliest_deadline(connection).at, next_look(core, connection));
   if (at == never_due) return core.cancel(connection);
   core.arm(connection, at);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <iterator>
 
 #include "connection_life.hpp"
 #include "socket_calls.hpp"
@@ -46,8 +47,15 @@ Origin origin_of(CloseReason reason, int error_number) {
   return Origin::local;
 }
 
+/// What the kernel has heard of the path when it gives up on an established connection: its own links and routes, and ICMP's
+/// answers (icmp(7); the kernel's icmp_err_convert), port unreachable among them.
 bool is_unreachable(int error_number) {
-  return error_number == EHOSTUNREACH || error_number == ENETUNREACH || error_number == EHOSTDOWN || error_number == ENETDOWN;
+  constexpr int heard[] = {
+#ifdef ENONET
+      ENONET,
+#endif
+      EHOSTUNREACH, ENETUNREACH, EHOSTDOWN, ENETDOWN, ECONNREFUSED, ENOPROTOOPT, EOPNOTSUPP, EPROTO};
+  return std::find(std::begin(heard), std::end(heard), error_number) != std::end(heard);
 }
 
 }  // namespace
@@ -175,8 +183,8 @@ CloseRecord ConnectionLife::record_of(const ReactorCore& core, const Connection&
   record.handed_to_kernel = connection.handed_to_kernel_;
   record.unsent = connection.queued_bytes_;
   record.unconsumed = connection.discarded_;
-  if (was_open && connection.descriptor_ >= 0) {
-    if (connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
+  if (connection.descriptor_ >= 0) {
+    if (was_open && connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
     record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
   }
   record.age = core.now - birth_of(connection).made_at;
@@ -214,11 +222,11 @@ void ConnectionLife::stop(ReactorCore& core, Source& source, bool at_once) noexc
   auto& connection = static_cast<Connection&>(source);
   if (connection.stage_ == Connection::Stage::connecting) return end(connection, CloseReason::server_stopping);
   if (connection.stage_ != Connection::Stage::open) return;
-  const bool settled = connection.has(Connection::closing);
-  if (!settled && was_told_gone(connection)) {
+  if (!connection.has(Connection::closing) && was_told_gone(connection)) {
     close_unread(core, connection);
     if (!at_once || connection.stage_ != Connection::Stage::open) return;
   }
+  const bool settled = connection.has(Connection::closing);
   const bool after_peer = connection.has(Connection::peer_finished);  // what the stream said came first
   const CloseReason reason = settled      ? connection.reason_
                              : after_peer ? CloseReason::peer_finished

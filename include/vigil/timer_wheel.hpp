@@ -97,6 +97,9 @@ class TimerWheel {
   /// The instant of the tick at which the node is due; never_due when it is not armed.
   [[nodiscard]] Instant due_instant(const TimerNode& node) const noexcept;
 
+  /// The tick that time last told reached: what was due by then is handed out, or waits to be.
+  [[nodiscard]] Instant told() const noexcept { return instant_of(current_tick_); }
+
   /// Armed nodes, those that wait to be taken included.
   [[nodiscard]] std::size_t size() const noexcept { return size_; }
 
