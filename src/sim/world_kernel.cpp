@@ -209,15 +209,16 @@ void WorldKernel::oversleep() {
 int WorldKernel::wait_in_turn(Runner& runner, Descriptor& epoll, epoll_event* events, int capacity, Duration timeout) {
   runner.has_waited = true;
   runner.epoll = epoll.number;
+  const Instant end = end_of(timeout);  // as it was asked, before anything made it late
   if (universe_.strikes(Fault::interrupted)) {
     runner.sleeps = false;
     return -EINTR;
   }
   if (std::exchange(runner.sleeps, false)) oversleep();
   const int count = take_events(epoll, events, capacity);
-  if (count != 0 || timeout == Duration::zero()) return count;
+  if (count != 0 || universe_.now >= end) return count;
   runner.sleeps = true;
-  runner.asked_until = runner.wakes_at = end_of(timeout);
+  runner.asked_until = runner.wakes_at = end;
   if (runner.asked_until != never_due && universe_.strikes(Fault::coarse_wakeup)) {
     constexpr Duration jiffy = std::chrono::milliseconds(4);
     const Duration past = runner.asked_until.time_since_epoch() % jiffy;
