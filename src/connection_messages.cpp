@@ -28,6 +28,9 @@ void ConnectionLife::message_begins_with_tail(ReactorCore& core, Connection& con
   core.make_room_for_stamp();
   message_begins(core, connection);
   connection.side_->received_before -= connection.side_->tail_bytes;  // these are its first
+  if (!connection.has(held)) return;
+  core.read_clock();
+  connection.side_->message_began = connection.side_->paused_at;  // it stands still with the others
 }
 
 /// The first mark, which makes the side block, or one while bytes wait that were left: they begin the next message.

@@ -21,6 +21,7 @@ Target fuzz_address;
 Target fuzz_command_line;
 Target fuzz_send_queue;
 Target fuzz_timer_wheel;
+Target fuzz_world;
 }
 
 namespace {
@@ -80,3 +81,5 @@ TEST_CASE("corpus: the tools' command lines") {
   std::puts("SKIPPED: corpus of the command line: the tools' packages are not installed");
 #endif
 }
+
+TEST_CASE("corpus: what may happen in a simulated world") { run_corpus("world", fuzz_world); }
