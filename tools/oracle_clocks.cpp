@@ -92,6 +92,13 @@ void LifeClocks::paused(Instant now) {
   held_since_ = now;
 }
 
+void LifeClocks::may_be_forgiven(Instant now, const DelayLog& delays) {
+  if (!in_message_ || message_from_.latest == never_due || timeouts_.message.is_never()) return;
+  const Instant due = later_by(message_from_.latest, timeouts_.message);
+  const Duration late = now > due ? delays.since(due) : Duration{};
+  if (late >= stall) message_from_.latest = now + late + tick_ - timeouts_.message.duration();
+}
+
 void LifeClocks::resumed(Instant now) {
   if (!held_since_) return;
   const Duration stood = now - *held_since_;
@@ -100,6 +107,7 @@ void LifeClocks::resumed(Instant now) {
   counted_from_.shift(now - std::max(now - stood, last_received_.latest));
   message_from_.earliest += stood;
   if (message_from_.latest != never_due) message_from_.latest += stood;
+  if (rate_not_before_ > now - stood) rate_not_before_ += stood;
   rate_progress_ = now;
 }
 
@@ -216,9 +224,14 @@ std::size_t LifeClocks::armed() const {
          (timeouts_.receive_rate.is_never() ? 0U : 1U) + (timeouts_.send_rate.is_never() ? 0U : 1U);
 }
 
-bool LifeClocks::closes_with_peer(const sim::Truth& truth) const {
+bool LifeClocks::perhaps_closes_with_peer(const sim::Truth& truth) const {
   return ends_with_peer_ && !closing_ && truth.end_arrived_at && truth.last_recv == 0 &&
          truth.last_recv_at >= *truth.end_arrived_at;
+}
+
+/// Bytes left are offered once more before the end is told, and then reading may be held.
+bool LifeClocks::closes_with_peer(const sim::Truth& truth) const {
+  return perhaps_closes_with_peer(truth) && !is_held() && !perhaps_held_ && released_at_ < truth.last_recv_at;
 }
 
 /// `never` counts as drain's while a close flushes.
@@ -229,7 +242,7 @@ Timeout LifeClocks::send_timeout(bool closing) const {
 /// Since when nothing was acknowledged although something was outstanding.
 Instant LifeClocks::send_from(const sim::Truth& truth, bool at_latest) const {
   const Instant progress = std::max(outstanding_since_, truth.last_acknowledged);
-  if (closes_with_peer(truth)) {
+  if (at_latest ? closes_with_peer(truth) : perhaps_closes_with_peer(truth)) {
     if (at_latest) return std::max(progress, truth.last_recv_at);
     return timeouts_.send.is_never() ? std::max(progress, *truth.end_arrived_at) : progress;
   }
@@ -251,7 +264,8 @@ Instant LifeClocks::earliest(Deadline kind, const sim::Truth& truth) const {
       if (!receiving_runs() || !in_message_ || timeouts_.receive_rate.is_never()) return never_due;
       return std::max(rate_message_from_ + timeouts_.receive_rate.grace + timeouts_.receive_rate.window, rate_not_before_);
     case Deadline::send:
-      return outstanding ? later_by(send_from(truth, false), send_timeout(closing_ || closes_with_peer(truth))) : never_due;
+      return outstanding ? later_by(send_from(truth, false), send_timeout(closing_ || perhaps_closes_with_peer(truth)))
+                         : never_due;
     case Deadline::send_rate:
       return outstanding && !timeouts_.send_rate.is_never() ? send_rate_not_before_ + timeouts_.send_rate.window : never_due;
     case Deadline::drain:
@@ -277,7 +291,7 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
   const bool outstanding = open_ && given_ != truth.acknowledged;
   const auto stalls_since = [&](Instant from) { return delays.since(from) / stall; };
   const auto rate_due = [&](Instant from, const Rate& rate, Duration sampled) {
-    due = from + rate.grace + 2 * rate.window + 2 * sampled + 2 * tick_;
+    due = from + rate.grace + 2 * rate.window + 2 * sampled + 3 * tick_;  // the grace, and each window, end at a tick
     if (now > due + tick_) extra = (rate.window + sampled) * stalls_since(from) + delays.since(from);
   };
   // What the stream said in between ended those of receiving.
@@ -330,6 +344,8 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
         if (due != never_due && now > due + tick_) extra = delays.since(closing_at_);
       } else if (lingers_ && given_ == truth.taken && lingers_from_.latest != never_due) {
         at(std::max(lingers_from_.latest, truth.last_taken_at), timeouts_.drain);
+        // It begins in the turn in which the last byte was taken, when its callbacks have returned.
+        if (due != never_due && now > due + tick_) extra = delays.since(due - timeouts_.drain.duration());
       }
       break;
     default:

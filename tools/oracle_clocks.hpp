@@ -76,6 +76,8 @@ class LifeClocks {
   void message_began(Instant now);
   void message_ended(Instant now, bool bytes_wait);
   void paused(Instant now);
+  /// Before paused(): a message that the loop's delay made late may have been given that time back already.
+  void may_be_forgiven(Instant now, const DelayLog& delays);
   void resumed(Instant now);
   void may_be_held();  ///< a backlog may hold reading from now on, nobody tells until when
   void holds_no_more(Instant now);
@@ -92,6 +94,7 @@ class LifeClocks {
 
   /// It flushes and closes because the peer's end was read.
   [[nodiscard]] bool closes_with_peer(const sim::Truth& truth) const;
+  [[nodiscard]] bool perhaps_closes_with_peer(const sim::Truth& truth) const;
   [[nodiscard]] bool is_held() const { return held_since_.has_value(); }
   [[nodiscard]] bool is_perhaps_held() const { return perhaps_held_; }
   [[nodiscard]] Instant last_release() const { return released_at_; }

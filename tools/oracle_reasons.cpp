@@ -14,6 +14,11 @@ bool is_reset(int error) { return error == ECONNRESET || error == EPIPE; }
 bool is_unreachable(int error) {
   return error == EHOSTUNREACH || error == ENETUNREACH || error == EHOSTDOWN || error == ENETDOWN;
 }
+/// What a kernel that gives up on an established connection has heard of the path last.
+bool lost_the_way(int error) {
+  return is_unreachable(error) || error == ECONNREFUSED || error == ENOPROTOOPT || error == EOPNOTSUPP || error == EPROTO ||
+         error == ENONET;
+}
 bool is_shortage(int error) {
   return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == ENOSPC;
 }
@@ -95,7 +100,7 @@ bool stream_reason_is_true(const Ending& ending) {
     case CloseReason::network_timed_out:
       return failed_with(ending, [](int error) { return error == ETIMEDOUT; });
     case CloseReason::network_unreachable:
-      return failed_with(ending, is_unreachable);
+      return failed_with(ending, lost_the_way);
     default:
       return false;
   }
@@ -112,10 +117,12 @@ const char* reason_is_true(const Ending& ending) {
   const auto unless = [](bool is_true, const char* wrong) { return is_true ? nullptr : wrong; };
 
   // What this side settled stays, whatever the peer does later: only what came before it in the stream is told instead.
-  const bool may_have_ended_before = notes.settled_from_outside && notes.settled_at >= turn_began;
+  const bool may_have_ended_before = notes.settled_from_outside && (notes.settled_at >= turn_began || !notes.opened);
   if (notes.end_in_doubt && stream_reason_is_true(ending)) return nullptr;
   if (notes.settled != Settled::by_nothing && !may_have_ended_before) {
-    if (notes.was_told_gone && notes.settled != Settled::by_abort)
+    // It may have been flushing because its peer finished, which a shutdown leaves alone.
+    if (notes.end_in_doubt && notes.settled == Settled::by_stopping && deadline_of(record.reason)) return nullptr;
+    if (notes.was_told_gone && (notes.settled == Settled::by_close || notes.settled == Settled::by_stopping))
       return unless(stream_reason_is_true(ending), "closed after it was told that the peer is gone: what the stream said");
     if (notes.end_was_read && (notes.settled == Settled::by_close || notes.settled == Settled::by_stopping))
       return unless(stream_reason_is_true(ending), "closed after the peer's end was told: that stays the reason");
@@ -210,6 +217,8 @@ const char* cut_is_true(const Ending& ending) {
       if (!ours) return "nobody had closed it";
       if (notes.stopped_at_once || now >= notes.stops_at) return nullptr;
       if (truth.error_at && !is_reset(truth.error)) return nullptr;
+      // While callbacks of this very turn took their time, perhaps after it was cut.
+      if (truth.last_acknowledged > turn_began) return nullptr;
       if (notes.clocks.is_due(Deadline::drain, now, truth) || notes.clocks.is_due(Deadline::send, now, truth)) return nullptr;
       if (notes.clocks.is_due(Deadline::send_rate, now, truth)) return nullptr;
       return "before its time";
@@ -269,24 +278,30 @@ void judge_reason(const Ending& ending, Problems& problems) {
 void judge_verdict(const LifeNotes& notes, Deadline kind, const sim::Truth& truth, Instant now, Instant turn_began,
                    std::uint64_t acknowledged, Problems& problems) {
   const auto wrong = [&](const char* rule, const char* told) {
-    problems.push_back({rule, std::string(to_string(kind)) + ": " + told + "; " + notes.clocks.describe(kind, now, truth)});
+    problems.push_back({rule, std::string(to_string(kind)) + ": " + told + "; " + notes.clocks.describe(kind, now, truth) +
+                                  "; the last recv " + readable(now - truth.last_recv_at) + " ago answered " +
+                                  std::to_string(truth.last_recv) + ", unread " + std::to_string(truth.unread()) +
+                                  ", the last byte came " + readable(now - truth.last_arrival) + " ago"});
   };
   const bool sending = kind == Deadline::send || kind == Deadline::send_rate;
   // What was acknowledged while callbacks of this very turn took their time came after the verdict, perhaps.
   const bool in_doubt = sending && truth.last_acknowledged > turn_began;
   if (!in_doubt && !notes.clocks.is_due(kind, now, truth)) wrong("no deadline is told early", "it was not due");
-  if (truth.error_at && *truth.error_at < turn_began) wrong("what the stream says comes before a deadline", "it had failed");
+  // Where there is more to read than one turn may, what comes after a deadline was found due does not put it off.
+  const bool reads_on = truth.last_recv > 0 && kind != Deadline::first_byte && kind != Deadline::receive;
+  const Instant due = notes.clocks.earliest(kind, truth);
+  if (truth.error_at && *truth.error_at < (reads_on ? due : turn_began))
+    wrong("what the stream says comes before a deadline", "it had failed");
   if (kind == Deadline::drain) return;
 
-  if (!notes.clocks.is_held() && !notes.clocks.is_perhaps_held() && !notes.heard_finish &&
-      !(truth.end_arrived_at && *truth.end_arrived_at < turn_began && truth.last_recv == 0)) {
-    const bool long_input = kind == Deadline::message || kind == Deadline::receive_rate;
-    if (!sending && truth.last_recv_at < notes.clocks.earliest(kind, truth))
-      wrong("the kernel is asked before a verdict", "no recv since it was due");
-    if (truth.last_recv > 0 && !long_input) wrong("payload before verdict", "the last recv brought bytes");
-    if (truth.end_arrived_at && *truth.end_arrived_at < truth.last_recv_at)
+  const bool end_was_read = truth.end_arrived_at && *truth.end_arrived_at < turn_began && truth.last_recv == 0;
+  const bool held = notes.clocks.is_held() || notes.clocks.is_perhaps_held();
+  if (!held && !notes.heard_finish && !end_was_read) {
+    if (!sending && truth.last_recv_at < due) wrong("the kernel is asked before a verdict", "no recv since it was due");
+    if (truth.last_recv > 0 && !reads_on) wrong("payload before verdict", "the last recv brought bytes");
+    if (truth.end_arrived_at && *truth.end_arrived_at < (reads_on ? due : truth.last_recv_at))
       wrong("what the stream says comes before a deadline", "the peer's end had arrived");
-    if (truth.unread() != 0 && truth.last_arrival < truth.last_recv_at && !long_input)
+    if (truth.unread() != 0 && truth.last_arrival < (reads_on ? due : truth.last_recv_at))
       wrong("payload before verdict", "bytes that had arrived were not read");
   }
   if (kind == Deadline::receive_rate &&

@@ -43,6 +43,7 @@ void Swarm::judge_before_hold(SwarmLife& life) {
     problem(&life, "no deadline is late",
             std::string(to_string(late->kind)) + ": reading was paused instead; " +
                 life.notes.clocks.describe(late->kind, now(), {}));
+  life.notes.clocks.may_be_forgiven(now(), delays);
 }
 
 void Swarm::act(SwarmLife& life, Deed deed, bool outside) {

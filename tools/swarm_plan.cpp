@@ -74,6 +74,12 @@ void draw_bounds(sim::Random& random, Options& options, std::size_t receive_buff
     options.backlog_low_mark_bytes = random.below(options.backlog_high_mark_bytes + 1);
   }
   if (one_in(random, 3)) options.when_backlogged = WhenBacklogged::pause_reading;
+  // The kernel gives up by itself on who is cut off for long.
+  if (one_in(random, 3)) options.socket.user_timeout = any_magnitude(random, Duration(30ms), Duration(3s));
+  if (one_in(random, 4)) options.socket.keep_alive = {1s, 1s, static_cast<int>(random.between(1, 2))};
+  if (one_in(random, 6)) options.socket.no_delay = false;
+  if (one_in(random, 6)) options.socket.send_buffer_bytes = static_cast<int>(any_magnitude(random, 2 * 1024, 64 * 1024));
+  if (one_in(random, 6)) options.socket.receive_buffer_bytes = static_cast<int>(any_magnitude(random, 2 * 1024, 64 * 1024));
   if (one_in(random, 2)) options.message_bytes_max = random.between(1, receive_buffer_bytes);
 }
 

@@ -104,9 +104,7 @@ void Swarm::note_stop(SwarmSite& site, Duration drain) {
     if (life.site != &site || notes.made_at == Instant{} || notes.closed) continue;
     const sim::Truth facts = truth(life);
     // One that flushes because its peer finished is left alone. In doubt whether it does (see settle), either is right.
-    const LifeClocks& clocks = notes.clocks;
-    const bool in_doubt = clocks.is_held() || clocks.is_perhaps_held() || clocks.last_release() >= facts.last_recv_at;
-    const bool flushes = drain != Duration{} && clocks.closes_with_peer(facts) && !in_doubt;
+    const bool flushes = drain != Duration{} && notes.clocks.closes_with_peer(facts);
     const bool settled = notes.settled != Settled::by_nothing || flushes;
     if (!settled) settle(life, Settled::by_stopping, true);
     if (drain == Duration{} && !notes.stopped_at_once) {

@@ -1,0 +1,77 @@
+// The swarm itself: what it finds is the oracle's business; that a world can be had again, and that lives are lived, is tested
+// here.
+#include "swarm.hpp"
+
+#include <doctest/doctest.h>
+
+#include <array>
+#include <numeric>
+#include <string>
+#include <thread>
+
+#include "support/seed.hpp"
+#include "swarm_text.hpp"
+
+using namespace vigil;
+using namespace vigil::tools;
+
+TEST_CASE("a world of the swarm is the same each time, and on any thread") {
+  const std::uint64_t seed = test::seed_of("the swarm");
+  for (std::uint64_t number = 0; number < 3; ++number) {
+    CAPTURE(seed);
+    CAPTURE(number);
+    const WorldReport first = run_world({.seed = seed, .number = number});
+    WorldReport second;
+    std::thread([&] { second = run_world({.seed = seed, .number = number}); }).join();
+    CHECK(first.digest == second.digest);
+    CHECK(first.steps == second.steps);
+    CHECK(first.lives == second.lives);
+    CHECK(first.reasons == second.reasons);
+    CHECK(first.faults == second.faults);
+    CHECK(first.messages_each == second.messages_each);
+    CHECK(run_world({.seed = seed, .number = number + 1000}).digest != first.digest);
+  }
+}
+
+TEST_CASE("a world of the swarm tells its calls, its segments and its lives") {
+  std::string traced;
+  const WorldReport report =
+      run_world({.seed = 1, .number = 2, .trace = [&](std::string_view line) { (traced += line) += '\n'; }});
+  CHECK(report.lives > 0);
+  CHECK(traced.find("recv(") != std::string::npos);
+  CHECK(traced.find("SYN") != std::string::npos);
+  CHECK(traced.find("on_close") != std::string::npos);
+}
+
+TEST_CASE("a fuzzer's choices drive a world, however few they are") {
+  std::array<std::byte, 300> choices{};
+  for (std::size_t index = 0; index < choices.size(); ++index) choices[index] = static_cast<std::byte>(index * 31);
+  const WorldReport driven = run_world({.seed = 1, .number = 0, .choices = choices});
+  CHECK(driven.digest == run_world({.seed = 1, .number = 0, .choices = choices}).digest);
+  CHECK(driven.digest != run_world({.seed = 1, .number = 0}).digest);
+}
+
+TEST_CASE("reports add up") {
+  const WorldReport one = run_world({.seed = 3, .number = 0}), other = run_world({.seed = 3, .number = 1});
+  WorldReport sum;
+  sum += one;
+  sum += other;
+  CHECK(sum.lives == one.lives + other.lives);
+  CHECK(std::accumulate(sum.reasons.begin(), sum.reasons.end(), std::uint64_t{0}) == sum.lives);
+  CHECK(sum.steps == one.steps + other.steps);
+  CHECK(sum.messages == one.messages + other.messages);
+}
+
+TEST_CASE("bytes of a stream that are missing, doubled or of another stream do not match it") {
+  const std::string piece(SwarmText::piece(4, 1000, 500));
+  CHECK(SwarmText::matches(4, 1000, piece));
+  CHECK_FALSE(SwarmText::matches(5, 1000, piece));
+  CHECK_FALSE(SwarmText::matches(4, 1001, piece));
+  std::string altered = piece;
+  altered[250] = static_cast<char>(altered[250] ^ 1);
+  CHECK_FALSE(SwarmText::matches(4, 1000, altered));
+  std::string whole;
+  while (whole.size() < 300'000) whole += SwarmText::piece(7, whole.size(), 300'000 - whole.size());
+  CHECK(SwarmText::matches(7, 0, whole));
+  CHECK(SwarmText::matches(7, 200'000, whole.substr(200'000)));
+}
