@@ -235,7 +235,7 @@ std::string summary(const Ending& ending) {
   std::string text = std::string("told ") + to_string(record.reason) + " (" + to_string(record.phase) + ", errno " +
                      std::to_string(record.error_number) + ", cut short: " + to_string(record.cut_short) + "); settled by " +
                      settled[static_cast<std::size_t>(notes.settled)];
-  if (notes.settled != Settled::by_nothing) text += " " + ago(notes.settled_at);
+  if (notes.settled != Settled::by_nothing) text += ' ' + ago(notes.settled_at);
   if (truth.end_arrived_at) text += ", the peer's end came " + ago(*truth.end_arrived_at);
   if (truth.error_at) text += ", errno " + std::to_string(truth.error) + " came " + ago(*truth.error_at);
   text += ", the last recv " + ago(truth.last_recv_at) + " answered " + std::to_string(truth.last_recv);
@@ -294,7 +294,7 @@ void judge_verdict(const LifeNotes& notes, Deadline kind, const sim::Truth& trut
     wrong("what the stream says comes before a deadline", "it had failed");
   if (kind == Deadline::drain) return;
 
-  const bool end_was_read = truth.end_arrived_at && *truth.end_arrived_at < turn_began && truth.last_recv == 0;
+  const bool end_was_read = truth.end_arrived_at && *truth.end_arrived_at <= truth.last_recv_at && truth.last_recv == 0;
   const bool held = notes.clocks.is_held() || notes.clocks.is_perhaps_held();
   if (!held && !notes.heard_finish && !end_was_read) {
     if (!sending && truth.last_recv_at < due) wrong("the kernel is asked before a verdict", "no recv since it was due");
