@@ -64,7 +64,7 @@ void Swarm::meet_peer(SwarmLife& life, sim::Peer& peer) {
   life.peer = &peer;
   peer.on_connected = [this, &life](sim::Peer&) { talk(life); };
   peer.on_receive = [this, &life](sim::Peer& from, std::string_view bytes) { peer_received(life, from, bytes); };
-  peer.on_finished = [this, &life](sim::Peer& from) {
+  peer.on_finished = [&life](sim::Peer& from) {
     if (!life.peer_script.ends_at_finish || life.peer_went) return;
     life.peer_went = true;
     from.close();
