@@ -218,6 +218,7 @@ bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection,
   const Duration answer = std::min<Duration>(handler.on_deadline(handler_of(connection), connection, kind), longest_timeout);
   if (connection.stage_ != Connection::Stage::open || connection.has(Connection::closing)) return true;  // it ended it itself
   if (answer <= Duration::zero()) return false;
+  if (connection.side_ != nullptr) connection.side_->judged_at = 0;  // what comes until then is read before the next verdict
   const Instant at = core.read_clock() + answer;
   const Timeouts& timeouts = connection.policy_->timeouts;
   const auto from = [&](Deadline one) { return timeouts.of(one).is_never() ? at : at - timeouts.of(one).duration(); };
