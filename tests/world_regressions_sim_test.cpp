@@ -1,8 +1,10 @@
-// What the simulated world has found, each as small as it could be made.
+// What the simulated world has found, each as small as it could be made; about deadlines: world_deadlines_sim_test.cpp.
 #include <doctest/doctest.h>
 
+#include <cerrno>
 #include <chrono>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "vigil/sim.hpp"
@@ -11,6 +13,7 @@
 using namespace vigil;
 using namespace std::chrono_literals;
 using sim::Peer;
+using sim::Way;
 using sim::World;
 
 namespace {
@@ -26,6 +29,36 @@ struct SlowHandler {
   World* world;
   std::vector<CloseRecord>* records;
   Duration takes;
+};
+
+/// Attempts to reach a host, begun by a loop that is kept so long that they are over in the kernel when it looks again.
+struct Attempts {
+  struct Client {
+    void on_open(Connection&) { ++attempts->opened; }
+    void on_receive(Connection&, Bytes) {}
+    void on_close(Connection&, const CloseRecord& record) { attempts->records.push_back(record); }
+    Attempts* attempts;
+  };
+
+  Attempts() { world.attach(reactor); }
+
+  void from_a_busy_loop(Task callback) {
+    REQUIRE(reactor.post(std::move(callback)));
+    world.run_for(1s);
+  }
+  void begin() {
+    const auto begun = connector.connect("10.0.0.2:80");
+    CHECK(begun);
+    if (begun) attempt = *begun;
+  }
+
+  World world;
+  sim::Host& there = world.host("10.0.0.2");
+  int opened = 0;
+  std::vector<CloseRecord> records;
+  Reactor reactor;
+  Connector<Client> connector{reactor, {}, [this](Connection&) { return Client{this}; }};
+  ConnectionHandle attempt;
 };
 
 }  // namespace
@@ -73,13 +106,81 @@ TEST_CASE("a send timeout set while nothing is outstanding runs from the send, n
   world.run_for(1ms);
   REQUIRE(served->set_timeout(Deadline::send, 8s));
   world.run_for(900ms);
-  world.set_way(world.local(), world.host("10.0.0.2"), sim::Way::cut);
+  world.set_way(world.local(), world.host("10.0.0.2"), Way::cut);
   const Instant sent = world.now();
   REQUIRE(served->send("nobody hears"));
   REQUIRE(world.run_until([&] { return !records.empty(); }, 1min));
   CHECK(records[0].reason == CloseReason::send_timed_out);
   CHECK(world.now() - sent >= 8s);
   CHECK(world.now() - sent <= 9s + 2ms);
+}
+
+TEST_CASE("an attempt that finds the peer's end and a reset behind it has met an orderly end, for nothing was owed") {
+  for (const bool ends_first : {false, true}) {
+    CAPTURE(ends_first);
+    Attempts attempts;
+    attempts.there.listen(80, [&](Peer& peer) {
+      if (ends_first) peer.finish();
+      peer.reset();
+    });
+    attempts.from_a_busy_loop([&] {
+      attempts.begin();
+      attempts.world.spend(10ms);
+    });
+    REQUIRE(attempts.records.size() == 1);
+    CHECK(attempts.opened == 1);
+    const CloseReason reason = ends_first ? CloseReason::peer_finished : CloseReason::peer_reset;
+    CHECK(std::string(to_string(attempts.records[0].reason)) == to_string(reason));
+  }
+}
+
+TEST_CASE("a soft error of the path between the handshake's end and the reactor's look fails no attempt") {
+  for (const Way way : {Way::host_unreachable, Way::net_unreachable, Way::port_unreachable, Way::prohibited}) {
+    CAPTURE(static_cast<int>(way));
+    Attempts attempts;
+    Peer* accepted = nullptr;
+    attempts.there.listen(80, [&](Peer& peer) { accepted = &peer; });
+    attempts.from_a_busy_loop([&] {
+      attempts.begin();
+      sim::Path& path = attempts.world.path(attempts.world.local(), attempts.there);
+      path.way = way;  // the first segment is on its way; the next one, which ends the handshake, is answered by a router
+      attempts.world.spend(10ms);
+      CHECK(attempts.world.count(sim::Fault::path_rejected) == 1);
+      path.way = Way::open;
+    });
+    CHECK(attempts.opened == 1);
+    CHECK(attempts.records.empty());
+    REQUIRE(attempts.attempt->send("hello"));
+    attempts.world.run_for(5s);
+    REQUIRE(accepted != nullptr);
+    CHECK(accepted->received() == "hello");
+  }
+}
+
+TEST_CASE("an attempt that ends with bytes queued resets the peer that its kernel has reached, as an open connection does") {
+  enum class End { close, abort, shutdown };
+  for (const End end : {End::close, End::abort, End::shutdown})
+    for (const bool queued : {false, true}) {
+      CAPTURE(static_cast<int>(end));
+      CAPTURE(queued);
+      Attempts attempts;
+      Peer* accepted = nullptr;
+      attempts.there.listen(80, [&](Peer& peer) { accepted = &peer; });
+      attempts.from_a_busy_loop([&] {
+        attempts.begin();
+        if (queued) CHECK(attempts.attempt->send("hello"));
+        attempts.world.spend(10ms);
+        if (end == End::close) CHECK(attempts.attempt->close());
+        if (end == End::abort) CHECK(attempts.attempt->abort());
+        if (end == End::shutdown) CHECK(attempts.reactor.shutdown(0s));
+      });
+      CHECK(attempts.opened == 0);
+      REQUIRE(attempts.records.size() == 1);
+      CHECK(attempts.records[0].unsent == (queued ? 5U : 0U));
+      REQUIRE(accepted != nullptr);
+      CHECK(accepted->error() == (queued || end == End::abort ? ECONNRESET : 0));
+      CHECK(accepted->finished() == (!queued && end != End::abort));
+    }
 }
 
 TEST_SUITE_END();
