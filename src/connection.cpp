@@ -227,9 +227,12 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   if (auto valid = validate(wanted, "set timeout"); !valid) return valid;
   policy_->core->assert_thread();
   if (!ConnectionLife::own_policy(*this)) return Error{"set timeout", ENOMEM};
+  const bool send_was_never = ConnectionLife::send_timeout(*this).is_never();
   policy_->timeouts.of(kind) = timeout.is_inherit() ? policy_->inherited.of(kind) : timeout;
   ReactorCore& core = *policy_->core;
   core.read_clock();
+  if (kind == Deadline::send && send_was_never && ConnectionLife::send_clock_runs(*this))
+    send_progress_ = core.now;  // for a rate
   if (kind == Deadline::send || kind == Deadline::drain) ConnectionLife::sending_watch_changed(core, *this);
   ConnectionLife::rearm(core, *this);
   return {};

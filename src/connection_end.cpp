@@ -145,9 +145,11 @@ void ConnectionLife::begin_close(ReactorCore& core, Connection& connection, Clos
 /// Nothing is queued: our end follows if it is wanted, and where both ends have come the life is over.
 void ConnectionLife::advance_end(ReactorCore& core, Connection& connection) {
   if (connection.has(Connection::finish_wanted) && !connection.has(Connection::end_sent)) {
-    // ENOTCONN: the peer has reset it, as a receive will tell.
-    if (sys::shutdown(connection.descriptor_, SHUT_WR) == 0) connection.set(Connection::fin_counts);
+    const bool taken = sys::shutdown(connection.descriptor_, SHUT_WR) == 0;
+    if (taken) connection.set(Connection::fin_counts);
     connection.set(Connection::end_sent);
+    // ENOTCONN: the peer has reset it. Behind its end no receive will tell.
+    if (!taken && connection.has(Connection::peer_finished) && end_with_pending_error(core, connection)) return;
   }
   if (connection.has(Connection::peer_finished) && connection.has(Connection::end_sent))
     return end(connection, connection.has(Connection::closing) ? connection.reason_ : CloseReason::peer_finished);
