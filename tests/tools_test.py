@@ -868,9 +868,41 @@ def a_load_tells_a_refused_connection_and_a_server_that_dies():
         equal(load.events("result")[0]["errors"], 5)
 
 
+@test
+def a_simulation_is_the_same_with_any_number_of_threads():
+    def tables(threads):
+        _, out, _ = run("simulate", "--seed", 5, "--lives", 200, "--keep-going", "--threads", threads)
+        true("reasons told" in out and "digest" in out, out)
+        return [line for line in out.splitlines() if not line.startswith("Simulating") and "violations in" not in line]
+
+    equal(tables(1), tables(3), "what is told")
+
+
+@test
+def a_simulated_world_can_be_had_again():
+    first = run("simulate", "--seed", 5, "--world", 1, "--trace")
+    equal(run("simulate", "--seed", 5, "--world", 1, "--trace"), first, "the world")
+    true("epoll_wait" in first[1] and "SYN" in first[1] and "digest" in first[1], "a line for each call and segment")
+    true(run("simulate", "--seed", 6, "--world", 1)[1] != run("simulate", "--seed", 5, "--world", 1)[1], "another seed, another world")
+
+
+@test
+def a_simulation_in_which_a_fault_never_happened_fails():
+    status, out, _ = run("simulate", "--seed", 5, "--lives", 1, "--threads", 1)
+    equal(status, 1, "status")
+    true("NEVER HAPPENED" in out, out)
+
+
+@test
+def options_of_a_simulation_that_contradict_each_other_are_refused():
+    for arguments in (["--lives", 1, "--minutes", 1], ["--trace"], ["--lives", 0], ["--world"]):
+        status, out, error = run("simulate", *arguments)
+        equal((status, out, error.count("\n")), (USAGE, "", 1), str(arguments))
+
+
 def main():
     build = pathlib.Path(sys.argv[1]).resolve()
-    programs.update({name: str(build / f"vigil-{name}") for name in ("echo", "probe", "load")})
+    programs.update({name: str(build / f"vigil-{name}") for name in ("echo", "probe", "load", "simulate")})
     wanted = sys.argv[2:]
     failed = 0
     chosen = [each for each in tests if not wanted or each.__name__ in wanted]

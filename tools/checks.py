@@ -313,6 +313,18 @@ def check_tools(configuration):
         step.outcome = f"{passed} passed"
 
 
+def check_simulation(configuration, lives):
+    """Lives in simulated worlds, with every fault, judged by the oracle."""
+    program = configuration.directory / "vigil-simulate"
+    if not program.exists():
+        return
+    with Step(f"{configuration.name}: {lives:,} simulated lives") as step:
+        log = step.run([program, "--lives", lives], TEST_SECONDS, SANITIZER_ENVIRONMENT)
+        totals = re.search(r"^([\d,]+) violations in ([\d,]+) lives", log, re.MULTILINE)
+        step.outcome = f"{totals[1]} violations" if totals else "printed no totals"
+    tally.add(passed=1)
+
+
 def check_readme_program(configuration):
     """The README's first program, pasted into a file, linked as a stranger would, and spoken to."""
     readme = ROOT / "README.md"
@@ -407,6 +419,7 @@ def check_ahead(builder):
     if attempt(gcc.build):
         gcc.test()
         attempt(check_tools, gcc)
+        attempt(check_simulation, gcc, 20_000)
         attempt(check_main_job, gcc)
         attempt(check_readme_program, gcc)
         attempt(check_libraries_exclude_each_other, gcc)
@@ -414,6 +427,7 @@ def check_ahead(builder):
     if attempt(address.build):
         address.test()
         attempt(check_tools, address)
+        attempt(check_simulation, address, 5_000)
 
     if attempt(thread.build):
         thread.test(["--test-suite=threads"], label=" (threads)", programs=["vigil-thread-tests"])
@@ -430,6 +444,7 @@ def check_full():
                     continue
                 configuration.test(seconds=3 * TEST_SECONDS)
                 attempt(check_tools, configuration)
+                attempt(check_simulation, configuration, 20_000)
                 if sanitizer == PLAIN and build_type == "release":
                     attempt(check_main_job, configuration)
                     attempt(check_readme_program, configuration)

@@ -2,38 +2,7 @@
 
 #include <algorithm>
 
-#include "readable.hpp"
-
 namespace vigil::tools {
-namespace {
-
-/// One delay of the loop this long makes the library begin a rate's window anew and give a message its time back.
-constexpr Duration stall = std::chrono::milliseconds(100);
-
-std::optional<Instant> end_sent_at(const sim::Truth& truth) {
-  return truth.end_sent_at != Instant{} ? std::optional(truth.end_sent_at) : std::nullopt;
-}
-
-Instant later_by(Instant from, Timeout timeout) { return due_at(from, timeout); }
-
-}  // namespace
-
-// --- the loop's delay
-
-void DelayLog::note(Instant now, Duration total) {
-  if (!marks_.empty() && marks_.back().total == total) return;
-  marks_.push_back({now, total});
-}
-
-Duration DelayLog::since(Instant since) const {
-  if (marks_.empty()) return {};
-  const auto after =
-      std::upper_bound(marks_.begin(), marks_.end(), since, [](Instant instant, const Mark& mark) { return instant < mark.at; });
-  if (after == marks_.end()) return {};
-  // A delay is the last part of the time between two marks, and never longer than the time itself.
-  const Duration before = after == marks_.begin() ? Duration{} : std::prev(after)->total;
-  return marks_.back().total - std::max(before, after->total - (after->at - since));
-}
 
 // --- what happened
 
@@ -72,7 +41,8 @@ void LifeClocks::begin_message(Span began) {
 }
 
 void LifeClocks::left_bytes(Instant now) {
-  if (!in_message_) begin_message({now, never_due});
+  if (in_message_) return;
+  begin_message(held_since_ ? Span{*held_since_, *held_since_} : Span{now, never_due});  // held, it stands still from there
 }
 
 void LifeClocks::message_began(Instant now) {
@@ -94,9 +64,9 @@ void LifeClocks::paused(Instant now) {
 
 void LifeClocks::may_be_forgiven(Instant now, const DelayLog& delays) {
   if (!in_message_ || message_from_.latest == never_due || timeouts_.message.is_never()) return;
-  const Instant due = later_by(message_from_.latest, timeouts_.message);
+  const Instant due = due_at(message_from_.latest, timeouts_.message);
   const Duration late = now > due ? delays.since(due) : Duration{};
-  if (late >= stall) message_from_.latest = now + late + tick_ - timeouts_.message.duration();
+  if (late >= stall) message_from_.latest = now + late + 3 * tick_ - timeouts_.message.duration();
 }
 
 void LifeClocks::resumed(Instant now) {
@@ -166,11 +136,14 @@ void LifeClocks::given_more_time(Deadline kind, Instant asked, Instant now, Dura
 }
 
 void LifeClocks::timeout_changed(Deadline kind, Timeout timeout, Instant now) {
-  const bool sending_was_watched = !send_timeout(closing_).is_never() || !timeouts_.send_rate.is_never();
+  const bool send_was_never = send_timeout(closing_).is_never();
+  if (kind == Deadline::send) send_before_ = timeouts_.send;
   timeouts_.of(kind) = timeout;
   changed_at_[static_cast<std::size_t>(kind)] = now;
-  if (sending_was_watched || send_timeout(closing_).is_never()) return;
-  send_asked_at_ = send_floor_ = now;
+  // What it stands for, or kept waiting.
+  if (kind == Deadline::drain) changed_at_[static_cast<std::size_t>(Deadline::send)] = now;
+  if (kind == Deadline::first_byte) changed_at_[static_cast<std::size_t>(Deadline::receive)] = now;
+  if (send_was_never && !send_timeout(closing_).is_never()) send_asked_at_ = send_floor_ = now;
 }
 
 void LifeClocks::rate_changed(Deadline kind, const Rate& rate, Instant now) {
@@ -253,24 +226,23 @@ Instant LifeClocks::earliest(Deadline kind, const sim::Truth& truth) const {
   const bool outstanding = open_ && given_ != truth.acknowledged;
   switch (kind) {
     case Deadline::connect:
-      return open_ ? never_due : later_by(attempted_at_, timeouts_.connect);
+      return open_ ? never_due : due_at(attempted_at_, timeouts_.connect);
     case Deadline::first_byte:
-      return receiving_runs() && awaits_first_byte() ? later_by(counted_from_.earliest, timeouts_.first_byte) : never_due;
+      return receiving_runs() && awaits_first_byte() ? due_at(counted_from_.earliest, timeouts_.first_byte) : never_due;
     case Deadline::receive:
-      return receiving_runs() && !awaits_first_byte() ? later_by(counted_from_.earliest, timeouts_.receive) : never_due;
+      return receiving_runs() && !awaits_first_byte() ? due_at(counted_from_.earliest, timeouts_.receive) : never_due;
     case Deadline::message:
-      return receiving_runs() && in_message_ ? later_by(message_from_.earliest, timeouts_.message) : never_due;
+      return receiving_runs() && in_message_ ? due_at(message_from_.earliest, timeouts_.message) : never_due;
     case Deadline::receive_rate:
       if (!receiving_runs() || !in_message_ || timeouts_.receive_rate.is_never()) return never_due;
       return std::max(rate_message_from_ + timeouts_.receive_rate.grace + timeouts_.receive_rate.window, rate_not_before_);
     case Deadline::send:
-      return outstanding ? later_by(send_from(truth, false), send_timeout(closing_ || perhaps_closes_with_peer(truth)))
-                         : never_due;
+      return outstanding ? due_at(send_from(truth, false), send_timeout(closing_ || perhaps_closes_with_peer(truth))) : never_due;
     case Deadline::send_rate:
       return outstanding && !timeouts_.send_rate.is_never() ? send_rate_not_before_ + timeouts_.send_rate.window : never_due;
     case Deadline::drain:
-      if (closing_) return later_by(std::max(closing_at_, end_sent_at(truth).value_or(closing_at_)), timeouts_.drain);
-      return lingers_ ? later_by(std::max(lingers_from_.earliest, truth.last_taken_at), timeouts_.drain) : never_due;
+      if (closing_) return due_at(std::max(closing_at_, end_sent_at(truth).value_or(closing_at_)), timeouts_.drain);
+      return lingers_ ? due_at(std::max(lingers_from_.earliest, truth.last_taken_at), timeouts_.drain) : never_due;
     default:
       return never_due;
   }
@@ -279,132 +251,6 @@ Instant LifeClocks::earliest(Deadline kind, const sim::Truth& truth) const {
 bool LifeClocks::is_due(Deadline kind, Instant now, const sim::Truth& truth) const {
   const Instant at = earliest(kind, truth);
   return at != never_due && at <= now;
-}
-
-std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim::Truth& truth, const DelayLog& delays) const {
-  Instant due = never_due;
-  Duration extra{};
-  const auto at = [&](Instant from, Timeout timeout) {
-    if (from != never_due) due = later_by(from, timeout);
-  };
-  const bool receiving = receiving_runs() && !perhaps_held_;
-  const bool outstanding = open_ && given_ != truth.acknowledged;
-  const auto stalls_since = [&](Instant from) { return delays.since(from) / stall; };
-  const auto rate_due = [&](Instant from, const Rate& rate, Duration sampled) {
-    due = from + rate.grace + 2 * rate.window + 2 * sampled + 3 * tick_;  // the grace, and each window, end at a tick
-    if (now > due + tick_) extra = (rate.window + sampled) * stalls_since(from) + delays.since(from);
-  };
-  // What the stream said in between ended those of receiving.
-  if (kind >= Deadline::first_byte && kind <= Deadline::receive_rate) {
-    now = std::min(now, truth.end_arrived_at.value_or(now));
-    now = std::min(now, truth.error_at.value_or(now));
-  }
-  switch (kind) {
-    case Deadline::connect:
-      if (!open_ && attempted_at_ != Instant{}) at(attempted_at_, timeouts_.connect);
-      break;
-    case Deadline::first_byte:
-      if (receiving && awaits_first_byte()) at(counted_from_.latest, timeouts_.first_byte);
-      break;
-    case Deadline::receive:
-      if (receiving && !awaits_first_byte()) at(counted_from_.latest, timeouts_.receive);
-      break;
-    case Deadline::message:
-      if (!receiving || !in_message_) break;
-      at(message_from_.latest, timeouts_.message);
-      // A loop that was late gives a message back what it kept from it, and looks once more where more was to be read.
-      if (due != never_due && now > due + tick_) {
-        const Duration late = delays.since(due);
-        extra = tick_ + (late >= stall ? late + 2 * tick_ * (1 + late / stall) : Duration{});
-      }
-      break;
-    case Deadline::receive_rate:
-      if (receiving && in_message_ && !timeouts_.receive_rate.is_never())
-        rate_due(std::max({rate_progress_, rate_not_before_, message_from_.earliest}), timeouts_.receive_rate,
-                 timeouts_.receive_rate.window / 8);
-      break;
-    case Deadline::send:
-      if (!outstanding) break;
-      due = later_by(send_from(truth, true), send_timeout(closing_ || closes_with_peer(truth)));
-      if (due != never_due && now > due + tick_) {
-        // The timeout itself is rounded up to a tick, and so is the sample.
-        extra = send_timeout(true).duration() / 8 + tick_ + delays.since(send_from(truth, true));
-      }
-      break;
-    case Deadline::send_rate:
-      if (outstanding && !timeouts_.send_rate.is_never())
-        rate_due(std::max({outstanding_since_, truth.last_acknowledged, send_rate_not_before_, send_rate_extended_to_}),
-                 timeouts_.send_rate, timeouts_.send_rate.window / 8 + tick_);
-      break;
-    case Deadline::drain:
-      if (closing_) {
-        if (const auto sent = end_sent_at(truth); sent && closing_latest_ != never_due)
-          at(std::max(closing_latest_, *sent), timeouts_.drain);
-        // A close from outside a turn takes effect in the next one.
-        if (due != never_due && now > due + tick_) extra = delays.since(closing_at_);
-      } else if (lingers_ && given_ == truth.taken && lingers_from_.latest != never_due) {
-        at(std::max(lingers_from_.latest, truth.last_taken_at), timeouts_.drain);
-        // It begins in the turn in which the last byte was taken, when its callbacks have returned.
-        if (due != never_due && now > due + tick_) extra = delays.since(due - timeouts_.drain.duration());
-      }
-      break;
-    default:
-      break;
-  }
-  if (due != never_due) due = std::max(due, changed_at_[static_cast<std::size_t>(kind)]);
-  // One that was overdue when reading was held (which is judged then) is due again when it goes on.
-  if (due != never_due && kind >= Deadline::first_byte && kind <= Deadline::receive_rate) due = std::max(due, released_at_);
-  if (due == never_due || now <= due + tick_) return std::nullopt;
-  const Duration allowed = tick_ + extra + delays.since(due);
-  if (now - due <= allowed) return std::nullopt;
-  return Overdue{kind, due, allowed};
-}
-
-std::optional<Overdue> LifeClocks::overdue(Instant now, const sim::Truth& truth, const DelayLog& delays) const {
-  for (std::size_t index = 0; index < deadline_count; ++index)
-    if (auto late = overdue(static_cast<Deadline>(index), now, truth, delays)) return late;
-  return std::nullopt;
-}
-
-std::optional<Overdue> LifeClocks::overdue_receiving(Instant now, const DelayLog& delays) const {
-  static const sim::Truth none;
-  for (const Deadline kind : {Deadline::first_byte, Deadline::receive, Deadline::message, Deadline::receive_rate})
-    if (auto late = overdue(kind, now, none, delays)) return late;
-  return std::nullopt;
-}
-
-std::string LifeClocks::describe(Deadline kind, Instant now, const sim::Truth& truth) const {
-  const auto at = [now](Instant instant) {
-    return instant == never_due ? "never" : instant > now ? "in " + readable(instant - now) : readable(now - instant) + " ago";
-  };
-  const auto length = [&](Timeout timeout) { return timeout.is_never() ? std::string("never") : readable(timeout.duration()); };
-  std::string text = "may be told " + at(earliest(kind, truth)) + ", tick " + readable(tick_);
-  const Rate* rate = is_rate(kind) ? &timeouts_.rate_of(kind) : nullptr;
-  if (rate == nullptr) text += ", the timeout is " + length(timeouts_.of(kind));
-  if (rate != nullptr)
-    text += ", " + std::to_string(rate->bytes_per_second) + " bytes a second in " + readable(rate->window) + " after " +
-            readable(rate->grace);
-  if (!receiving_runs()) text += ", receiving has ended or is held";
-  text += ", opened " + at(opened_at_);
-  switch (kind) {
-    case Deadline::first_byte:
-    case Deadline::receive:
-      return text + ", counts from " + at(counted_from_.earliest) + " to " + at(counted_from_.latest);
-    case Deadline::message:
-      return text + ", began from " + at(message_from_.earliest) + " to " + at(message_from_.latest);
-    case Deadline::receive_rate:
-      return text + ", the message began " + at(message_from_.earliest) + ", not before " + at(rate_not_before_) +
-             ", last progress " + at(rate_progress_);
-    case Deadline::send:
-    case Deadline::send_rate:
-      return text + ", given " + std::to_string(given_) + ", acknowledged " + std::to_string(truth.acknowledged) + " " +
-             at(truth.last_acknowledged) + ", outstanding since " + at(outstanding_since_) + ", floor " + at(send_floor_) +
-             ", not before " + at(send_rate_not_before_) + ", closing " + (closing_ ? at(closing_at_) : "no");
-    default:
-      return text + ", closing " + (closing_ ? at(closing_at_) : "no") + ", our end " +
-             (end_sent_at(truth) ? at(truth.end_sent_at) : "not sent") + ", lingers " +
-             (lingers_ ? at(lingers_from_.earliest) : "no") + ", last taken " + at(truth.last_taken_at);
-  }
 }
 
 std::uint64_t LifeClocks::received_in_window(Instant now) const {

@@ -118,11 +118,17 @@ class LifeClocks {
   [[nodiscard]] std::uint64_t acknowledged_in_window(Instant now, std::uint64_t count) const;
 
  private:
+  /// One delay of the loop this long makes the library begin a rate's window anew and give a message its time back.
+  static constexpr Duration stall = std::chrono::milliseconds(100);
+
   struct Count {
     Instant at;
     std::uint64_t count;
   };
 
+  [[nodiscard]] static std::optional<Instant> end_sent_at(const sim::Truth& truth) {
+    return truth.end_sent_at != Instant{} ? std::optional(truth.end_sent_at) : std::nullopt;
+  }
   [[nodiscard]] bool receiving_runs() const { return open_ && !closing_ && !receiving_ended_ && !is_held(); }
   [[nodiscard]] bool awaits_first_byte() const { return !any_received_ && !timeouts_.first_byte.is_never(); }
   [[nodiscard]] Timeout send_timeout(bool closing) const;
@@ -159,6 +165,7 @@ class LifeClocks {
   // Sending.
   std::uint64_t given_ = 0;
   Instant outstanding_since_{};
+  Timeout send_before_ = never;      // the one before the last change
   Instant send_asked_at_{};          // more time was given then, or it was never before,
   Instant send_floor_{};             // and counts as if the last progress had been here
   Instant send_rate_not_before_{};   // at the earliest
