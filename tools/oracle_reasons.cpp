@@ -96,7 +96,8 @@ bool stream_reason_is_true(const Ending& ending) {
       return !notes.hears_finish || notes.finish_called || (reset && !owed(record));     // else its handler goes on
     case CloseReason::peer_reset:
       if (!failed_with(ending, is_reset)) return false;
-      return !truth.end_arrived_at || owed(record);
+      // Unread up to its end, and with our own end sent, the kernel shows no more of it than the reset.
+      return !truth.end_arrived_at || owed(record) || (truth.error == ECONNRESET && notes.was_told_gone);
     case CloseReason::network_timed_out:
       return failed_with(ending, [](int error) { return error == ETIMEDOUT; });
     case CloseReason::network_unreachable:
