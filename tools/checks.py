@@ -410,7 +410,7 @@ def check_ahead(builder):
     address = Configuration(CLANG, "debugoptimized", ADDRESS)
     thread = Configuration(CLANG, "debugoptimized", THREAD)
     gcc.build_ahead(builder)
-    address.build_ahead(builder)
+    address.build_ahead(builder, [*TEST_PROGRAMS, "vigil-echo", "vigil-load", "vigil-probe", "vigil-simulate"])  # no benches
     thread.build_ahead(builder, ["vigil-thread-tests"])
 
     attempt(check_sources)
