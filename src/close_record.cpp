@@ -32,6 +32,7 @@ constexpr std::array<ReasonText, close_reason_count> reason_texts{{
     {"send_timed_out", "the peer acknowledged nothing for too long while bytes were outstanding"},
     {"send_too_slow", "the peer acknowledged fewer bytes in a window than it must, though more were outstanding"},
     {"drain_timed_out", "the peer finished, and the handler neither sent nor closed in time"},
+    {"heartbeat_lost", "the peer gave no sign of life for as long as its heartbeat allows"},
     {"network_timed_out", "the kernel gave up on the peer: its probes or retransmissions went unanswered"},
     {"network_unreachable", "the kernel lost the way to the peer"},
     {"backlog_full", "a send would have passed the bound on queued bytes"},
@@ -84,6 +85,8 @@ std::string describe(const CloseRecord& record) {
   count_unless_zero("unsent", record.unsent);
   count_unless_zero("left unread", record.left_unread);
   count_unless_zero("unconsumed", record.unconsumed);
+  if (record.verdict)
+    line += std::string(", the peer is ") + (*record.verdict == Verdict::unknown ? "lost: " : "") + to_string(*record.verdict);
   line += ", age " + seconds(record.age) + ", silent " + seconds(record.silence);
   if (record.cut_short != CutShort::none) line += std::string(", cut short: ") + to_string(record.cut_short);
   return line;
@@ -100,7 +103,7 @@ std::string to_json(const CloseRecord& record) {
     object += std::string(",\"") + key + "\":" + value;
   };
   text("reason", to_string(record.reason));
-  text("verdict", nullptr);
+  text("verdict", record.verdict ? to_string(*record.verdict) : nullptr);
   text("origin", to_string(record.origin));
   text("phase", to_string(record.phase));
   number("errno", std::to_string(record.error_number));
@@ -114,7 +117,7 @@ std::string to_json(const CloseRecord& record) {
   number("age_ms", milliseconds(record.age));
   number("silent_ms", milliseconds(record.silence));
   text("cut_short", to_string(record.cut_short));
-  text("evidence", nullptr);
+  number("evidence", record.evidence ? to_json(*record.evidence) : "null");
   return object + '}';
 }
 

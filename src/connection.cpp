@@ -34,13 +34,21 @@ void* Connection::handler_storage() { return ConnectionLife::handler_of(*this); 
 // --- birth
 
 Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
-                            const StreamBounds& bounds, const Timeouts& own_layer, const char* operation) {
+                            const StreamBounds& bounds, const Timeouts& own_layer, const HeartbeatOptions& heartbeat,
+                            const char* operation) {
   if (auto valid = validate(own_layer, operation); !valid) return valid;
   if (bounds.backlog_bytes_max == 0 || bounds.backlog_bytes_max > UINT32_MAX)
     return Error{operation, EINVAL, "backlog_bytes_max out of range"};
   if (bounds.low_mark > bounds.high_mark) return Error{operation, EINVAL, "backlog low mark above the high mark"};
   if (bounds.message_bytes_max > core.options.receive_buffer_bytes)
     return Error{operation, EINVAL, "message_bytes_max above the reactor's receive_buffer_bytes"};
+  const auto plan = plan_heartbeat(heartbeat, operation);
+  if (!plan) return plan.error();
+  if (heartbeat.ping && heartbeat.ping->size() > bounds.backlog_bytes_max)
+    return Error{operation, EINVAL, "heartbeat ping larger than backlog_bytes_max"};
+  const bool probes = plan->is_on() && !heartbeat.keepalive_only;
+  if (probes && !heartbeat.ping && handler.on_ping_due == nullptr)
+    return Error{operation, EINVAL, "a heartbeat needs a ping, or a handler with on_ping_due"};
   const Timeouts timeouts = over(own_layer, over(core.options.timeouts, default_timeouts()));
   if (policy != nullptr && policy->inherited == timeouts) return {};
 
@@ -61,11 +69,25 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   fresh->pauses_when_backlogged = bounds.when_backlogged == WhenBacklogged::pause_reading;
   fresh->handler = &handler;
   fresh->slab = core.slab_for(fresh->handler_offset + handler.size, alignof(Connection), &ConnectionLife::construct_slot);
+  if (probes) {
+    fresh->heartbeat = &heartbeat_thunks;
+    fresh->plan = *plan;
+    fresh->ping = heartbeat.ping.value_or(std::string());
+    fresh->heartbeat_seed = sys::random_seed();
+  }
   fresh->timeouts = timeouts;
   fresh->inherited = timeouts;
   ConnectionPolicy::release(policy);
   policy = fresh;
   return {};
+}
+
+SocketOptions with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat) {
+  const auto plan = plan_heartbeat(heartbeat);
+  if (!heartbeat.keepalive_only || !plan) return options;
+  if (!options.keep_alive) options.keep_alive = KeepAlive{plan->keepalive_idle, plan->keepalive_interval, plan->keepalive_count};
+  if (options.user_timeout == Duration::zero()) options.user_timeout = plan->user_timeout;
+  return options;
 }
 
 Source* ConnectionLife::construct_slot(void* slot) { return ::new (slot) Connection; }
@@ -120,6 +142,8 @@ void ConnectionLife::established(Connection& connection) {
   birth_of(connection).opened_at = connection.last_received_ = core.read_clock();
   if (connection.side_ != nullptr) connection.side_->message_began = connection.side_->paused_at = core.now;
   start_windows(core, connection);
+  if (connection.policy_->heartbeat != nullptr && !connection.policy_->heartbeat->begin(core, connection))
+    return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
   if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
   if (connection.stage_ != Connection::Stage::open) return;
   core.read_clock();

@@ -5,6 +5,12 @@
 #include "socket_calls.hpp"
 
 namespace vigil {
+namespace {
+
+/// Beside the kinds of deadline, which have timeouts of their own: when a silent peer is lost.
+constexpr auto heartbeat_budget = static_cast<Deadline>(deadline_count);
+
+}  // namespace
 
 Timeout ConnectionLife::send_timeout(const Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
@@ -60,6 +66,7 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
     if (side != nullptr && side->acknowledged_bytes < side->acknowledged.target) due(Deadline::send_rate, side->acknowledged.end);
   }
   if (connection.drain_began_ != never_due) due(Deadline::drain, due_at(connection.drain_began_, timeouts.drain));
+  if (connection.policy_->heartbeat != nullptr) due(heartbeat_budget, connection.policy_->heartbeat->budget_ends(connection));
   return first;
 }
 
@@ -71,6 +78,7 @@ Instant ConnectionLife::next_look(const ReactorCore& core, const Connection& con
   Instant at = never_due;
   const auto look = [&at](Instant instant) { at = std::min(at, instant); };
   if (connection.stage_ == Connection::Stage::connecting) return retries_at(connection);
+  if (connection.policy_->heartbeat != nullptr) look(connection.policy_->heartbeat->next_look(connection));
   if (receive_clocks_run(connection)) {
     // A byte or a message that comes at once may be due earlier than what runs: `first_byte`, or more time that was given.
     look(due_at(core.now, timeouts.receive));
@@ -175,7 +183,8 @@ void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration
 bool ConnectionLife::has_more_to_read(ReactorCore& core, Connection& connection, Deadline kind) {
   if (!core.is_ready_later(connection)) return false;
   // These move with each byte.
-  if (kind == Deadline::connect || kind == Deadline::first_byte || kind == Deadline::receive) return false;
+  if (kind == Deadline::connect || kind == Deadline::first_byte || kind == Deadline::receive || kind == heartbeat_budget)
+    return false;
   ConnectionSide* side = side_of(core, connection);
   if (side == nullptr) return false;
   if (side->judged_at == 0)
@@ -202,6 +211,10 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   }
   sample_progress(core, connection);
   roll_windows(core, connection);
+  if (connection.policy_->heartbeat != nullptr) {
+    connection.policy_->heartbeat->look(core, connection);
+    if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
+  }
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
     if (connection.side_ != nullptr) connection.side_->judged_at = 0;
@@ -255,6 +268,7 @@ void ConnectionLife::expire(ReactorCore& core, Connection& connection, Deadline 
   // What recv does not tell comes before any deadline all the same: a reset that was not read up to, or one behind the peer's
   // end.
   if (connection.has(held | Connection::peer_finished) && end_with_pending_error(core, connection)) return;
+  if (kind == heartbeat_budget) return connection.policy_->heartbeat->expire(core, connection);
   const bool asks = kind != Deadline::connect && kind != Deadline::drain;
   if (asks && allows_more_time(core, connection, kind)) return;
   if (!connection.has(Connection::close_called)) return end(connection, reasons[static_cast<std::size_t>(kind)]);

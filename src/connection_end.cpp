@@ -22,6 +22,8 @@ Origin origin_of(CloseReason reason, int error_number) {
       return Origin::peer;
     case CloseReason::connect_timed_out:
       return error_number == 0 ? Origin::policy : Origin::network;
+    case CloseReason::heartbeat_lost:
+      return error_number == 0 ? Origin::policy : Origin::network;
     case CloseReason::connect_unreachable:
     case CloseReason::network_timed_out:
     case CloseReason::network_unreachable:
@@ -105,6 +107,10 @@ void ConnectionLife::stream_error(ReactorCore& core, Connection& connection) {
     return end(connection, connection.reason_, error, operation);
   }
   if (is_reset(error)) return end(connection, CloseReason::peer_reset, error, operation);
+  const HeartbeatThunks* heartbeat = connection.policy_->heartbeat;
+  if ((error == ETIMEDOUT || is_unreachable(error)) && heartbeat != nullptr &&
+      heartbeat->explains(core, connection, error, operation))
+    return;
   if (error == ETIMEDOUT) return end(connection, CloseReason::network_timed_out, error, operation);
   if (is_unreachable(error)) return end(connection, CloseReason::network_unreachable, error, operation);
   end(connection, CloseReason::system_error, error, operation);
@@ -189,6 +195,7 @@ CloseRecord ConnectionLife::record_of(const ReactorCore& core, const Connection&
     if (was_open && connection.has(Connection::tcp)) record.unacknowledged = in_flight(connection);
     record.left_unread = static_cast<std::uint64_t>(std::max(sys::unread_bytes(connection.descriptor_), 0));
   }
+  if (connection.policy_->heartbeat != nullptr) connection.policy_->heartbeat->tell(connection, record);
   record.age = core.now - birth_of(connection).made_at;
   record.silence = core.now - connection.last_received_;
   return record;
@@ -199,6 +206,7 @@ void ConnectionLife::finish(ReactorCore& core, Source& source) noexcept {
   core.read_clock();  // a stamp may still be owed to the side block
   drop_side(core, connection);
   const CloseRecord record = record_of(core, connection);
+  if (connection.policy_->heartbeat != nullptr) connection.policy_->heartbeat->drop(core, connection);
   if (connection.has(Connection::reset_wanted) || record.unsent != 0) {
     close_with_reset(connection.descriptor_);
   } else {

@@ -12,15 +12,33 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <string>
 
 #include "connection_side.hpp"
 #include "reactor_core.hpp"
 #include "vigil/connection.hpp"
+#include "vigil/heartbeat_options.hpp"
+#include "vigil/socket.hpp"
 #include "vigil/timeouts.hpp"
 
 namespace vigil {
 
 struct SocketAddress;
+
+struct Heartbeat;
+
+/// What the heartbeat, which stands above, does for connections whose policy has one (src/heartbeat.cpp).
+struct HeartbeatThunks {
+  bool (*begin)(ReactorCore& core, Connection& connection);  // it is open; false: no memory
+  void (*drop)(ReactorCore& core, Connection& connection);
+  Instant (*budget_ends)(const Connection& connection);  // never_due: nothing runs
+  Instant (*next_look)(const Connection& connection);
+  void (*look)(ReactorCore& core, Connection& connection);                                         // a probe may be due
+  void (*expire)(ReactorCore& core, Connection& connection);                                       // the budget has ended
+  bool (*explains)(ReactorCore& core, Connection& connection, int error, std::uint8_t operation);  // and has ended it
+  void (*tell)(const Connection& connection, CloseRecord& record);
+};
+extern const HeartbeatThunks heartbeat_thunks;
 
 /// What all connections of a listener or connector share: counted, so that it lives as long as the last of them.
 struct ConnectionPolicy {
@@ -36,6 +54,11 @@ struct ConnectionPolicy {
   bool pauses_when_backlogged = false;
   const HandlerThunks* handler = nullptr;
   SourceSlab* slab = nullptr;
+  const HeartbeatThunks* heartbeat = nullptr;  // null: none
+  HeartbeatPlan plan;
+  std::string ping;  // empty: on_ping_due
+  std::uint64_t heartbeat_seed = 0;
+
   Timeouts timeouts;   // every kind valued
   Timeouts inherited;  // what a connection's own `inherit` returns to
 
@@ -57,7 +80,11 @@ struct StreamBounds {
 };
 /// Makes `policy`, or makes it anew if the process's timeouts have changed since. Error{operation, EINVAL, which option}.
 [[nodiscard]] Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
-                                          const StreamBounds& bounds, const Timeouts& own_layer, const char* operation);
+                                          const StreamBounds& bounds, const Timeouts& own_layer,
+                                          const HeartbeatOptions& heartbeat, const char* operation);
+
+/// What a heartbeat of the kernel's own (keepalive_only) adds to a socket's options, where they say nothing themselves.
+[[nodiscard]] SocketOptions with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat);
 
 /// The operations a record may name, by their number in a connection.
 enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept, on_receive, open, begin_message, end_message };
@@ -73,6 +100,7 @@ struct ConnectionBirth {
   PeerAddress peer;
   Instant made_at{};    // accepted or attempted
   Instant opened_at{};  // established
+  Heartbeat* heartbeat = nullptr;
 };
 
 struct ConnectionLife {
@@ -193,6 +221,14 @@ struct ConnectionLife {
   [[nodiscard]] static void* handler_of(Connection& connection) {
     return reinterpret_cast<std::byte*>(&connection) + connection.policy_->handler_offset;
   }
+  // What the heartbeat asks of one.
+  [[nodiscard]] static const ConnectionPolicy& policy_of(const Connection& connection) { return *connection.policy_; }
+  [[nodiscard]] static Instant last_received(const Connection& connection) { return connection.last_received_; }
+  [[nodiscard]] static bool holds_reading(const Connection& connection) { return connection.has(held); }
+  [[nodiscard]] static bool expects_life(const Connection& connection) {
+    return connection.stage_ == Connection::Stage::open && !connection.has(Connection::closing | Connection::peer_finished);
+  }
+
   [[nodiscard]] static ConnectionBirth& birth_of(Connection& connection) {
     return *reinterpret_cast<ConnectionBirth*>(&connection + 1);
   }

@@ -23,7 +23,8 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
   if (auto usable = core_->usable("connect"); !usable) return usable.error();
   const StreamBounds bounds{options_.backlog_bytes_max, options_.backlog_high_mark_bytes, options_.backlog_low_mark_bytes,
                             options_.when_backlogged, options_.message_bytes_max};
-  if (auto made = refresh_policy(policy_, *core_, *setup_->handler, bounds, options_.timeouts, "connect"); !made)
+  if (auto made = refresh_policy(policy_, *core_, *setup_->handler, bounds, options_.timeouts, options_.heartbeat, "connect");
+      !made)
     return made.error();
   if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();
   if (address.is_ip() && address.port() == 0) return Error{"connect", EINVAL, "port 0"};
@@ -32,7 +33,8 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
 
   auto socket = open_socket(address.family());
   if (!socket) return Error{"connect", socket.error().code, "socket"};
-  if (auto applied = apply(socket->descriptor(), options_.socket, address.is_ip()); !applied) return applied.error();
+  const SocketOptions socket_options = with_keepalive(options_.socket, options_.heartbeat);
+  if (auto applied = apply(socket->descriptor(), socket_options, address.is_ip()); !applied) return applied.error();
   if (options_.source)
     if (auto bound = bind(*socket, *options_.source); !bound) return Error{"connect", bound.error().code, "source address"};
 

@@ -81,7 +81,7 @@ struct ListenerLife {
     const ListenerOptions& options = listener.options;
     const StreamBounds bounds{options.backlog_bytes_max, options.backlog_high_mark_bytes, options.backlog_low_mark_bytes,
                               options.when_backlogged, options.message_bytes_max};
-    return refresh_policy(listener.policy, core, *listener.setup.handler, bounds, options.timeouts, "listen");
+    return refresh_policy(listener.policy, core, *listener.setup.handler, bounds, options.timeouts, options.heartbeat, "listen");
   }
 
   /// The policy of the connections that come next. It tells this listener when one of them has ended, also where it was copied or
@@ -102,7 +102,7 @@ struct ListenerLife {
     const ListenerOptions& options = listener.options;
     if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
     if (options.accept_rate > RateLimit::per_second_max) return Error{"listen", EINVAL, "accept_rate above 1,000,000"};
-    const ListenSocketOptions opening{.socket = options.socket,
+    const ListenSocketOptions opening{.socket = with_keepalive(options.socket, options.heartbeat),
                                       .reuse_address = true,
                                       .reuse_port = options.reuse_port,
                                       .v6_only = options.v6_only,

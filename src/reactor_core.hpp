@@ -128,6 +128,8 @@ struct ReactorCore {
   SendChunkPool chunks;
   static constexpr std::size_t side_block_bytes = 192;
   BlockPool sides{side_block_bytes, 1024};
+  static constexpr std::size_t heartbeat_block_bytes = 88;
+  BlockPool heartbeats{heartbeat_block_bytes, 1024};
   ReactorCounters counters;
 
   // Why a turn must do more than wait and dispatch. One byte, so that a plain turn asks once.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdio>
 
 namespace vigil {
 namespace {
@@ -13,6 +14,32 @@ constexpr std::uint32_t proof = 2;  // of anything that healthy paths lose one o
 const char* to_string(Verdict verdict) {
   constexpr const char* names[verdict_count] = {"hung", "unreachable", "not_reading", "unknown"};
   return names[static_cast<std::size_t>(verdict)];
+}
+
+std::string to_json(const Evidence& evidence) {
+  std::string object = "{";
+  const auto field = [&object](const char* key, const std::string& value) {
+    object += std::string(object.size() > 1 ? "," : "") + "\"" + key + "\":" + value;
+  };
+  const auto milliseconds = [](Duration duration) {
+    char text[40];
+    std::snprintf(text, sizeof text, "%.3f", static_cast<double>(duration.count()) * 1e-6);
+    return std::string(text);
+  };
+  field("known", evidence.known ? "true" : "false");
+  field("sent_in_silence", std::to_string(evidence.sent_in_silence));
+  field("acknowledged_in_silence", evidence.acknowledged_in_silence ? "true" : "false");
+  field("unacknowledged_segments", std::to_string(evidence.unacknowledged_segments));
+  field("not_transmitted_bytes", std::to_string(evidence.not_transmitted_bytes));
+  field("retransmits", std::to_string(evidence.retransmits));
+  field("retransmits_in_silence", std::to_string(evidence.retransmits_in_silence));
+  field("probes", std::to_string(evidence.probes));
+  field("window_bytes", evidence.window_bytes ? std::to_string(*evidence.window_bytes) : "null");
+  field("round_trip_ms", milliseconds(evidence.round_trip));
+  field("retransmit_timeout_ms", milliseconds(evidence.retransmit_timeout));
+  field("last_acknowledgement_ms", milliseconds(evidence.last_acknowledgement));
+  field("without_progress_ms", milliseconds(evidence.without_progress));
+  return object + '}';
 }
 
 std::optional<Verdict> judge(const Evidence& evidence, Duration interval, Duration budget) {

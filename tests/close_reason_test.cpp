@@ -290,6 +290,26 @@ TEST_CASE("send_timed_out: the peer acknowledged nothing for as long as the dead
   CHECK(record.age >= 80ms);
 }
 
+TEST_CASE("heartbeat_lost: the peer's process hangs, and its kernel gives it away") {
+  vigil::ListenerOptions options;
+  options.heartbeat.budget = 2s;
+  options.heartbeat.ping = "ping";
+  test::Served<> scene(options);
+  const test::Peer peer = scene.connect();  // it never reads, and never answers
+
+  const CloseRecord& record = scene.end();
+
+  check_cause(record, CloseReason::heartbeat_lost, Origin::policy, Phase::open);
+  CHECK(record.age >= 2s);
+  CHECK(record.verdict == vigil::Verdict::hung);
+  REQUIRE(record.evidence);
+  CHECK(record.evidence->acknowledged_in_silence);
+  CHECK(record.evidence->sent_in_silence >= 4);
+  CHECK(vigil::describe(record).find("the peer is hung") != std::string::npos);
+  CHECK(vigil::to_json(record).find(R"("verdict":"hung")") != std::string::npos);
+  CHECK(vigil::to_json(record).find(R"("evidence":{"known":true)") != std::string::npos);
+}
+
 TEST_CASE("message_timed_out: a message that had begun was not whole in time, though bytes came") {
   test::Served<> scene({.timeouts = {.receive = 30s, .message = 60ms}});
   scene.log.at_receive = [](Connection& connection, Bytes bytes) {

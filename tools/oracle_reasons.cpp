@@ -62,6 +62,7 @@ Origin true_origin(CloseReason reason, int error) {
       Origin::policy,   // send_timed_out
       Origin::policy,   // send_too_slow
       Origin::policy,   // drain_timed_out
+      Origin::policy,   // heartbeat_lost
       Origin::network,  // network_timed_out
       Origin::network,  // network_unreachable
       Origin::policy,   // backlog_full
@@ -181,6 +182,8 @@ const char* reason_is_true(const Ending& ending) {
       return unless(!notes.opened && notes.attempted && record.error_number != 0 &&
                         (truth.error == record.error_number || is_shortage(record.error_number)),
                     "the attempt did not fail like that");
+    case CloseReason::heartbeat_lost:
+      return "no heartbeat was asked for";
     case CloseReason::system_error:
       return unless(shortages != 0 && is_shortage(record.error_number), "no injected fault explains it");
     case CloseReason::self_connect:

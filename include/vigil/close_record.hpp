@@ -7,12 +7,15 @@
 //
 // Which reason wins where several causes meet in one turn:
 //   1. What the stream says comes first, in stream order: bytes, then the peer's end or reset, before any deadline due.
-//   2. A reset after the peer's FIN is peer_reset if anything of ours was unsent or unacknowledged, else peer_finished. (Where the
+//   2. A reset after the peer's FIN is peer_reset if anything of ours was unsent or unacknowledged, else peer_finished. (Where
+//   the
 //      stream was not read up to the FIN because reading is paused, and our own end was sent, the kernel shows the reset alone.)
 //   3. Our own close stays local_close whatever the peer does later; `cut_short` tells what it did.
 //   4. server_stopping beats local_close only where the user had not closed. A peer's end that was told before a close or a
 //      shutdown stays the reason.
 //   5. Of deadlines due together, the one due earliest.
+//   6. The kernel's own verdict (ETIMEDOUT, EHOSTUNREACH, ...) on a peer whose heartbeat is in doubt is heartbeat_lost, with the
+//      verdict of the last evidence taken while the connection lived.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +24,7 @@
 #include <string>
 
 #include "vigil/time.hpp"
+#include "vigil/verdict.hpp"
 
 namespace vigil {
 
@@ -43,6 +47,7 @@ enum class CloseReason : std::uint8_t {
   send_timed_out,        ///< bytes were outstanding and the peer acknowledged none for as long as the send deadline allows
   send_too_slow,    ///< in a full window the peer acknowledged fewer bytes than send_rate asks for, though more were outstanding
   drain_timed_out,  ///< the peer finished, and its handler neither sent nor closed within the drain deadline
+  heartbeat_lost,   ///< the peer gave no sign of life for the heartbeat's budget; the verdict says what is known of why
   network_timed_out,    ///< the kernel gave up: keepalive, user timeout or retransmissions went unanswered (ETIMEDOUT)
   network_unreachable,  ///< the kernel lost the way to the peer (EHOSTUNREACH, ENETUNREACH, ...)
   backlog_full,         ///< a send would have passed backlog_bytes_max
@@ -84,6 +89,10 @@ struct CloseRecord {
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
   std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive did not consume, or that came while closing
 
+  /// Of heartbeat_lost: what the evidence says of the peer, and the evidence, where there was any.
+  std::optional<Verdict> verdict;
+  std::optional<Evidence> evidence;
+
   Duration age{};      ///< from open (or from connect()) to the end
   Duration silence{};  ///< from the last byte received (or from open) to the end
 };
@@ -92,8 +101,7 @@ struct CloseRecord {
 /// `receive_timed_out (policy, open): received 120, handed to the kernel 4096, age 31.002 s, silent 30.001 s`.
 [[nodiscard]] std::string describe(const CloseRecord& record);
 
-/// One JSON object with every field of the record; null where a value is not known, or nothing that can tell is built in yet (a
-/// heartbeat's verdict and evidence).
+/// One JSON object with every field of the record; null where a value is not known.
 [[nodiscard]] std::string to_json(const CloseRecord& record);
 
 }  // namespace vigil

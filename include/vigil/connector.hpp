@@ -20,6 +20,7 @@
 
 #include "vigil/address.hpp"
 #include "vigil/connection.hpp"
+#include "vigil/heartbeat_options.hpp"
 #include "vigil/listener.hpp"
 #include "vigil/reactor.hpp"
 #include "vigil/socket.hpp"
@@ -33,6 +34,7 @@ struct ConnectorOptions {
   std::size_t backlog_high_mark_bytes = 1024 * 1024;
   std::size_t backlog_low_mark_bytes = 256 * 1024;
   WhenBacklogged when_backlogged = WhenBacklogged::close;
+  HeartbeatOptions heartbeat{};  ///< as ListenerOptions
   std::size_t message_bytes_max = 0;
   std::optional<Address> source{};  ///< bind here before connecting; port 0: any
 };

@@ -11,6 +11,7 @@
 // - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes
 // - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused; comes once.
 //   The end itself is told after what the kernel still holds: resume_reading(), or close() to end without it
+// - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer (heartbeat_options.hpp)
 // - `vigil::Duration on_deadline(vigil::Connection&, vigil::Deadline)`: a deadline is about to close an open connection;
 //   the answer is how much longer it may take from now (for a rate: when the next window is judged, at the earliest a window from
 //   now), 0 or less closes. Not asked for connect and drain, nor once closing. Without it deadlines close
@@ -42,6 +43,7 @@ struct HandlerThunks {
   void (*on_send_drained)(void* handler, Connection&) noexcept;
   void (*on_peer_finished)(void* handler, Connection&) noexcept;
   void (*on_peer_gone_while_paused)(void* handler, Connection&) noexcept;
+  void (*on_ping_due)(void* handler, Connection&) noexcept;
   Duration (*on_deadline)(void* handler, Connection&, Deadline) noexcept;
 };
 
@@ -70,6 +72,7 @@ VIGIL_PLAIN_CALLBACK(on_open)
 VIGIL_PLAIN_CALLBACK(on_send_drained)
 VIGIL_PLAIN_CALLBACK(on_peer_finished)
 VIGIL_PLAIN_CALLBACK(on_peer_gone_while_paused)
+VIGIL_PLAIN_CALLBACK(on_ping_due)
 #undef VIGIL_PLAIN_CALLBACK
 
 template <class Handler>
@@ -131,6 +134,7 @@ consteval HandlerThunks make_thunks() {
       .on_send_drained = on_send_drained<Handler>(),
       .on_peer_finished = on_peer_finished<Handler>(),
       .on_peer_gone_while_paused = on_peer_gone_while_paused<Handler>(),
+      .on_ping_due = on_ping_due<Handler>(),
       .on_deadline = on_deadline<Handler>(),
   };
 }

@@ -32,6 +32,7 @@
 #include "vigil/callback_names.hpp"
 #include "vigil/connection.hpp"
 #include "vigil/handler.hpp"
+#include "vigil/heartbeat_options.hpp"
 #include "vigil/reactor.hpp"
 #include "vigil/result.hpp"
 #include "vigil/socket.hpp"
@@ -46,6 +47,7 @@ struct ListenerOptions {
   std::size_t backlog_high_mark_bytes = 1024 * 1024;  ///< on_send_drained comes after the queue passed this ...
   std::size_t backlog_low_mark_bytes = 256 * 1024;    ///< ... and has fallen to this
   WhenBacklogged when_backlogged = WhenBacklogged::close;
+  HeartbeatOptions heartbeat{};       ///< how a peer that is silently gone is noticed
   std::size_t message_bytes_max = 0;  ///< the most on_receive may leave; 0: the reactor's receive_buffer_bytes, also the most
   int accept_queue = 4096;            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
   bool reuse_port = false;            ///< SO_REUSEPORT: several listeners share the address

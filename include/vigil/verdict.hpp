@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "vigil/time.hpp"
 
@@ -44,6 +45,9 @@ struct Evidence {
 
   friend bool operator==(const Evidence&, const Evidence&) = default;
 };
+
+/// One JSON object: every field, durations in milliseconds.
+[[nodiscard]] std::string to_json(const Evidence& evidence);
 
 /// What a look at the evidence decides; nothing: it is not decided yet, look again. `interval` is that of the probes, `budget`
 /// how long the peer may be silent.

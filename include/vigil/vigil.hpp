@@ -9,6 +9,7 @@
 #include "vigil/connection.hpp"
 #include "vigil/connector.hpp"
 #include "vigil/handler.hpp"
+#include "vigil/heartbeat_options.hpp"
 #include "vigil/listener.hpp"
 #include "vigil/mailbox.hpp"
 #include "vigil/reactor.hpp"
@@ -19,3 +20,4 @@
 #include "vigil/time.hpp"
 #include "vigil/timeouts.hpp"
 #include "vigil/timer_wheel.hpp"
+#include "vigil/verdict.hpp"

@@ -1,0 +1,359 @@
+// Heartbeats in a simulated world: who is lost, when, and with which verdict; and who is not.
+#include <doctest/doctest.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "support/seed.hpp"
+#include "vigil/sim.hpp"
+#include "vigil/vigil.hpp"
+
+using namespace vigil;
+using namespace std::chrono_literals;
+using sim::Peer;
+using sim::Way;
+using sim::World;
+
+namespace {
+
+constexpr Duration tick = 1ms;
+
+struct Kept {
+  std::vector<CloseRecord> records;
+  std::vector<Instant> ended_at;
+  ConnectionHandle connection;
+  std::function<void(Connection&)> on_open;
+};
+
+struct Watched {
+  void on_open(Connection& connection) {
+    kept->connection = connection.handle();
+    if (kept->on_open) kept->on_open(connection);
+  }
+  void on_receive(Connection&, Bytes) {}
+  void on_peer_gone_while_paused(Connection&) {}
+  void on_close(Connection&, const CloseRecord& record) {
+    kept->records.push_back(record);
+    kept->ended_at.push_back(world->now());
+  }
+  World* world;
+  Kept* kept;
+};
+
+/// A server that watches one peer, which answers each ping with a pong.
+struct Scene {
+  explicit Scene(const HeartbeatOptions& heartbeat, std::uint64_t seed = 1, Duration latency = 1ms)
+      : world({.seed = seed}), there(world.host("10.0.0.2")), listener(reactor, with(heartbeat), [this](Connection&) {
+          return Watched{&world, &kept};
+        }) {
+    world.path(world.local(), there).latency = world.path(there, world.local()).latency = latency;
+    REQUIRE(listener.listen("10.0.0.1:7000"));
+    world.attach(reactor);
+    there.set_buffers(16 * 1024, 16 * 1024);
+    peer = &there.connect("10.0.0.1:7000");
+    peer->on_receive = [this](Peer& self, std::string_view) {
+      ++pings;
+      last_ping = world.now();
+      if (answers) self.send("pong");
+    };
+    world.run_for(10 * latency);
+    REQUIRE(kept.connection);
+  }
+  static ListenerOptions with(const HeartbeatOptions& heartbeat) {
+    ListenerOptions options;
+    options.heartbeat = heartbeat;
+    return options;
+  }
+  void way(Way way) { world.set_way(world.local(), there, way); }
+
+  [[nodiscard]] const CloseRecord& lost(Duration at_most) {
+    world.run_until([this] { return !kept.records.empty(); }, at_most);
+    REQUIRE_FALSE(kept.records.empty());
+    INFO(describe(kept.records[0]) << " " << to_json(kept.records[0]));
+    CHECK(kept.records[0].reason == CloseReason::heartbeat_lost);
+    REQUIRE(kept.records[0].verdict.has_value());
+    return kept.records[0];
+  }
+
+  World world;
+  sim::Host& there;
+  Kept kept;
+  Reactor reactor;
+  Listener<Watched> listener;
+  Peer* peer = nullptr;
+  bool answers = true;
+  int pings = 0;
+  Instant last_ping{};
+};
+
+HeartbeatOptions within(Duration budget) {
+  HeartbeatOptions options;
+  options.budget = budget;
+  options.ping = "ping";
+  return options;
+}
+
+/// The budget counts from the last sign of life; the verdict may take the grace.
+void check_in_time(const Scene& scene, Instant last_life, Duration budget, Duration grace = 1s) {
+  const Duration after = scene.kept.ended_at.at(0) - last_life;
+  CHECK(after >= budget);
+  CHECK(after <= budget + grace + 2 * tick);
+}
+
+}  // namespace
+
+TEST_SUITE_BEGIN("heartbeat");
+
+TEST_CASE("a peer that answers lives for ever, and is asked only in its silences") {
+  Scene scene(within(20s));
+  scene.world.run_for(1h);
+  CHECK(scene.kept.records.empty());
+  // One silence ends with each answer; its probe comes after half an interval to a whole one.
+  CHECK(scene.pings >= 3600 / 5);
+  CHECK(scene.pings <= 2 * 3600 / 5);
+  const int pings = scene.pings;
+  for (int seconds = 0; seconds < 600; ++seconds) {
+    scene.peer->send("busy");
+    scene.world.run_for(1s);
+  }
+  CHECK(scene.pings == pings);
+}
+
+TEST_CASE("a peer whose process hangs is lost within the budget, and its kernel gives it away") {
+  std::mt19937_64 random(test::seed_of("hung peers"));
+  for (int round = 0; round < 20; ++round) {
+    const auto budget = Duration(std::chrono::milliseconds(2000 + random() % 30'000));
+    INFO("budget in ns: " << budget.count());
+    Scene scene(within(budget), random(), std::chrono::microseconds(50 + random() % 20'000));
+    scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 60'000'000'000)));
+    const Instant began = scene.world.now();
+    scene.there.hang();
+    CHECK(*scene.lost(budget * 3).verdict == Verdict::hung);
+    CHECK(scene.kept.records[0].origin == Origin::policy);
+    CHECK(scene.kept.records[0].evidence.has_value());
+    check_in_time(scene, scene.kept.ended_at[0] - scene.kept.records[0].silence, budget);
+    CHECK(scene.kept.ended_at[0] >= began);
+  }
+}
+
+TEST_CASE("a partition in either direction or both, and a host that is gone, are unreachable") {
+  std::mt19937_64 random(test::seed_of("unreachable peers"));
+  for (int round = 0; round < 40; ++round) {
+    const auto budget = Duration(std::chrono::milliseconds(4000 + random() % 30'000));
+    INFO("budget in ns: " << budget.count() << ", kind " << round % 4);
+    Scene scene(within(budget), random());
+    scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 60'000'000'000)));
+    if (round % 4 == 0) scene.way(Way::cut);
+    if (round % 4 == 1) scene.world.path(scene.world.local(), scene.there).way = Way::cut;
+    if (round % 4 == 2) scene.world.path(scene.there, scene.world.local()).way = Way::cut;
+    if (round % 4 == 3) scene.there.vanish();
+    CHECK(*scene.lost(budget * 3).verdict == Verdict::unreachable);
+    check_in_time(scene, scene.kept.ended_at[0] - scene.kept.records[0].silence, budget);
+  }
+}
+
+TEST_CASE("our own route that is lost is unreachable too") {
+  Scene scene(within(10s));
+  scene.world.path(scene.world.local(), scene.there).way = Way::no_route;
+  CHECK(*scene.lost(30s).verdict == Verdict::unreachable);
+}
+
+TEST_CASE(
+    "a peer that stops reading with a full window is not reading, hung or not; one whose window is open and hangs is hung") {
+  for (const bool hangs : {false, true}) {
+    Scene scene(within(10s));
+    if (hangs) scene.there.hang();
+    if (!hangs) scene.peer->stop_reading();
+    scene.world.after(1ms, [&] { scene.kept.connection->send(std::string(100'000, 'x')); });
+    CHECK(*scene.lost(60s).verdict == Verdict::not_reading);
+  }
+}
+
+TEST_CASE("a slow reader that drains is never lost: acknowledged progress is life") {
+  Scene scene(within(6s));
+  scene.answers = false;
+  scene.peer->stop_reading();
+  scene.world.after(1ms, [&] { scene.kept.connection->send(std::string(200'000, 'x')); });
+  for (int rounds = 0; rounds < 40; ++rounds) {
+    scene.world.run_for(1s);
+    scene.peer->read_on();
+    scene.peer->stop_reading();
+    if (rounds < 10) CHECK(scene.kept.records.empty());
+  }
+}
+
+TEST_CASE("a partition that heals at a third of the budget, a flap, a late answer and a short stop lose nobody") {
+  std::mt19937_64 random(test::seed_of("healing partitions"));
+  for (int round = 0; round < 30; ++round) {
+    const Duration budget = 20s;
+    Scene scene(within(budget), random());
+    scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 60'000'000'000)));
+    if (round % 3 == 0) {
+      scene.way(Way::cut);
+      scene.world.run_for(budget / 3);
+      scene.way(Way::open);
+    } else if (round % 3 == 1) {
+      scene.world.path(scene.world.local(), scene.there).way = Way::no_route;
+      scene.world.run_for(500ms);
+      scene.way(Way::open);
+    } else {
+      scene.there.hang();
+      scene.world.run_for(budget * 7 / 10);
+      scene.there.resume();
+    }
+    scene.world.run_for(5min);
+    INFO("kind " << round % 3);
+    CHECK(scene.kept.records.empty());
+  }
+}
+
+TEST_CASE("our own stop, longer than the budget, loses nobody") {
+  Scene scene(within(10s));
+  for (int round = 0; round < 10; ++round) {
+    scene.world.run_for(std::chrono::milliseconds(977 * round));
+    scene.world.local().hang();
+    scene.world.run_for(25s);
+    scene.world.local().resume();
+    scene.world.run_for(30s);
+    CHECK(scene.kept.records.empty());
+  }
+}
+
+TEST_CASE("with reading paused, bytes that the kernel received are life, and nothing else is") {
+  Scene scene(within(10s));
+  scene.answers = false;
+  REQUIRE(scene.kept.connection->pause_reading());
+  for (int seconds = 0; seconds < 120; ++seconds) {
+    scene.peer->send("still here");
+    scene.world.run_for(1s);
+    CHECK(scene.kept.records.empty());
+  }
+  scene.there.hang();
+  CHECK(*scene.lost(30s).verdict == Verdict::hung);
+}
+
+TEST_CASE("the kernel's own ETIMEDOUT in the middle of a doubt is heartbeat_lost with the last living evidence") {
+  HeartbeatOptions options = within(60s);
+  ListenerOptions listener_options = Scene::with(options);
+  World world;
+  Kept kept;
+  Reactor reactor;
+  listener_options.socket.user_timeout = 20s;
+  Listener<Watched> listener(reactor, listener_options, [&](Connection&) { return Watched{&world, &kept}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+  peer.on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+  world.run_for(1min);
+  world.set_way(world.local(), world.host("10.0.0.2"), Way::cut);
+  world.run_for(10min);
+  REQUIRE(kept.records.size() == 1);
+  CHECK(kept.records[0].reason == CloseReason::heartbeat_lost);
+  CHECK(kept.records[0].error_number == ETIMEDOUT);
+  CHECK(kept.records[0].origin == Origin::network);
+}
+
+TEST_CASE("many that fell silent in the same instant are asked over the whole interval, and never in step") {
+  World world;
+  Kept kept;
+  Reactor reactor;
+  Listener<Watched> listener(reactor, Scene::with(within(20s)), [&](Connection&) { return Watched{&world, &kept}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  std::map<std::int64_t, int> buckets;
+  int pings = 0;
+  constexpr int peers = 2000;
+  for (int index = 0; index < peers; ++index) {
+    Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+    peer.on_receive = [&](Peer& self, std::string_view) {
+      ++pings;
+      ++buckets[world.now().time_since_epoch() / 100ms];
+      self.send("pong");
+    };
+  }
+  world.run_for(100s);
+  const double mean = static_cast<double>(pings) / 1000;
+  for (const auto& [bucket, count] : buckets)
+    if (bucket > 36'000 + 100) CHECK(count <= 3 * mean + 10);
+  CHECK(kept.records.empty());
+}
+
+TEST_CASE("keepalive alone finds a partition within its plan, and never a process that hangs") {
+  HeartbeatOptions options;
+  options.budget = 20s;
+  options.keepalive_only = true;
+  const Duration told_within = plan_heartbeat(options)->told_within;
+  Scene cut(options);
+  const Instant began = cut.world.now();
+  cut.way(Way::cut);
+  REQUIRE(cut.world.run_until([&] { return !cut.kept.records.empty(); }, 10min));
+  CHECK(cut.kept.records[0].reason == CloseReason::network_timed_out);
+  CHECK(cut.world.now() - began <= told_within + 1s);
+  CHECK_FALSE(cut.kept.records[0].verdict);
+  Scene hung(options);
+  hung.there.hang();
+  hung.world.run_for(24h);
+  CHECK(hung.kept.records.empty());
+}
+
+TEST_CASE("the handler may say the ping itself") {
+  struct Pinger {
+    void on_receive(Connection&, Bytes) {}
+    void on_ping_due(Connection& peer) { peer.send("PING " + std::to_string(++said) + "\n"); }
+    void on_close(Connection&, const CloseRecord&) { *ended = true; }
+    bool* ended;
+    int said = 0;
+  };
+  World world;
+  Reactor reactor;
+  bool ended = false;
+  ListenerOptions options;
+  options.heartbeat.budget = 20s;
+  Listener<Pinger> listener(reactor, options, [&](Connection&) { return Pinger{&ended}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+  std::string heard;
+  peer.on_receive = [&](Peer& self, std::string_view bytes) {
+    heard += bytes;
+    self.send("PONG\n");
+  };
+  world.run_for(1min);
+  CHECK_FALSE(ended);
+  CHECK(heard.starts_with("PING 1\nPING 2\n"));
+}
+
+TEST_CASE("what contradicts itself is refused before any connection is touched") {
+  World world;
+  Kept kept;
+  Reactor reactor;
+  const auto refused = [&](const HeartbeatOptions& heartbeat, std::size_t backlog_bytes_max = 1024) {
+    ListenerOptions options = Scene::with(heartbeat);
+    options.backlog_bytes_max = backlog_bytes_max;
+    Listener<Watched> listener(reactor, options, [&](Connection&) { return Watched{&world, &kept}; });
+    const auto answer = listener.listen("10.0.0.1:7000");
+    REQUIRE_FALSE(answer);
+    CHECK(answer.error() == Error{"listen", EINVAL});
+    return std::string(answer.error().detail);
+  };
+  HeartbeatOptions options = within(20s);
+  options.interval = 0s;
+  CHECK(refused(options) == "heartbeat interval out of range");
+  options.interval = 30s;
+  CHECK(refused(options) == "heartbeat budget shorter than the interval");
+  options = within(20s);
+  options.ping = "";
+  CHECK(refused(options) == "an empty ping is no probe");
+  options.ping.reset();
+  CHECK(refused(options) == "a heartbeat needs a ping, or a handler with on_ping_due");
+  options.ping = std::string(1025, 'p');
+  CHECK(refused(options) == "heartbeat ping larger than backlog_bytes_max");
+}
+
+TEST_SUITE_END();
