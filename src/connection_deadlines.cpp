@@ -116,7 +116,7 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
   if (core.wheel.is_due(connection)) return;
   const Instant at = std::min(earliest_deadline(connection).at, next_look(core, connection));
   if (at == never_due) return core.cancel(connection);
-  core.arm(connection, at);
+  core.arm(connection, std::max(at, core.now));  // what a new timeout finds over is due from now, and no loop was late for it
 }
 
 /// Something is outstanding from now on: progress is sampled until nothing is.
@@ -201,13 +201,14 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
     // the receive go on until the kernel has no more.
-    const Duration late = core.now - deadline.at;
+    const Instant looks_for = std::max(deadline.at, core.wheel.was_due(source));
+    const Duration late = core.now - looks_for;
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
     const bool came_late =
         deadline.kind == Deadline::message && connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
-    if (came_late && core.last_stall >= deadline.at) forgive(core, connection, late);
+    if (came_late && core.last_stall >= looks_for) forgive(core, connection, late);
   }
   sample_progress(core, connection);
   roll_windows(core, connection);

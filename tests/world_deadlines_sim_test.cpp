@@ -273,4 +273,22 @@ TEST_CASE("a stall in which another deadline was overdue gives a message no more
   }
 }
 
+TEST_CASE("a message timeout that is over when it is set is told at once, although the loop once stood still") {
+  for (const Duration message : {Duration(90ms), Duration(700ms)}) {
+    CAPTURE(message.count());
+    Scene scene({});
+    scene.keep_loop(scene.world.now() + 1s, 300ms, [&] { scene.peer.send("x"); });
+    for (int tenths = 0; tenths < 50; ++tenths) {
+      scene.world.run_for(100ms);
+      scene.peer.send("y");
+    }
+    scene.world.run_for(1ms);
+    const Instant set = scene.world.now();
+    REQUIRE(scene.story.connection->set_timeout(Deadline::message, message));
+    REQUIRE(scene.run_to_end());
+    CHECK(scene.story.reason() == to_string(CloseReason::message_timed_out));
+    CHECK((scene.story.ended - set).count() <= Duration(1ms).count());
+  }
+}
+
 TEST_SUITE_END();
