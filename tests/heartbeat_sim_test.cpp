@@ -311,8 +311,8 @@ TEST_CASE("the handler may say the ping itself") {
     int said = 0;
   };
   World world;
-  Reactor reactor;
   bool ended = false;
+  Reactor reactor;
   ListenerOptions options;
   options.heartbeat.budget = 20s;
   Listener<Pinger> listener(reactor, options, [&](Connection&) { return Pinger{&ended}; });
