@@ -116,7 +116,7 @@ void ConnectionLife::rearm(ReactorCore& core, Connection& connection) {
   if (core.wheel.is_due(connection)) return;
   const Instant at = std::min(earliest_deadline(connection).at, next_look(core, connection));
   if (at == never_due) return core.cancel(connection);
-  core.arm(connection, std::max(at, core.now));  // what a new timeout finds over is due from now, and no loop was late for it
+  core.arm(connection, at);
 }
 
 /// Something is outstanding from now on: progress is sampled until nothing is.
@@ -196,19 +196,18 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
   if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
   const Instant before = core.now;
-  if (core.read_clock() - before >= ReactorCore::stall_length) core.last_stall = core.now;  // the timer before took that long
+  core.note_stall(core.read_clock() - before);  // the timer before may have taken long
   Due deadline = earliest_deadline(connection);
   if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
     // the receive go on until the kernel has no more.
-    const Instant looks_for = std::max(deadline.at, core.wheel.was_due(source));
-    const Duration late = core.now - looks_for;
+    const Duration late = std::min(core.now - deadline.at, core.last_stall_length);
     ready(core, connection, {Readiness::readable | Readiness::urgent});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
     const bool came_late =
         deadline.kind == Deadline::message && connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
-    if (came_late && core.last_stall >= looks_for) forgive(core, connection, late);
+    if (came_late && core.stalled_in_this_turn()) forgive(core, connection, late);
   }
   sample_progress(core, connection);
   roll_windows(core, connection);

@@ -214,7 +214,7 @@ Instant ReactorCore::wait_end() {
 }
 
 void ReactorCore::count_delay(Duration delay) {
-  if (delay >= stall_length) last_stall = now;
+  note_stall(delay);
   counters.loop_delay_ns_total += static_cast<std::uint64_t>(delay.count());
   counters.loop_delay_ns_max = std::max(counters.loop_delay_ns_max, static_cast<std::uint64_t>(delay.count()));
 }

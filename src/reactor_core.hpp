@@ -144,7 +144,16 @@ struct ReactorCore {
 
   /// A single delay of the loop that is worth forgiving peers: nobody can tell what they would have sent meanwhile.
   static constexpr Duration stall_length = std::chrono::milliseconds(100);
-  Instant last_stall{};  // when the last such delay ended
+  Instant last_stall{};  // when the last such delay ended, how long it was, and in which turn
+  Duration last_stall_length{};
+  std::uint64_t last_stall_turn = 0;
+  void note_stall(Duration delay) {
+    if (delay < stall_length) return;
+    last_stall = now;
+    last_stall_length = delay;
+    last_stall_turn = counters.turns;
+  }
+  [[nodiscard]] bool stalled_in_this_turn() const { return last_stall_turn == counters.turns; }
 
   bool in_turn = false;
   bool running = false;

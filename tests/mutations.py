@@ -49,7 +49,7 @@ MUTATIONS = {
     ),
     "a loop that was late blames the peer": (
         "src/connection_deadlines.cpp",
-        "    if (came_late && core.last_stall >= looks_for) forgive(core, connection, late);\n",
+        "    if (came_late && core.stalled_in_this_turn()) forgive(core, connection, late);\n",
         "    static_cast<void>(came_late);\n    static_cast<void>(late);\n",
     ),
     "a short read is believed although an end was signalled": (

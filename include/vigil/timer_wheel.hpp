@@ -97,9 +97,6 @@ class TimerWheel {
   /// The instant of the tick at which the node is due; never_due when it is not armed.
   [[nodiscard]] Instant due_instant(const TimerNode& node) const noexcept;
 
-  /// When a node that take_due() has just handed out was due: the instant of its tick.
-  [[nodiscard]] Instant was_due(const TimerNode& node) const noexcept { return instant_of(node.due_tick_); }
-
   /// The tick that time last told reached: what was due by then is handed out, or waits to be.
   [[nodiscard]] Instant told() const noexcept { return instant_of(current_tick_); }
 
