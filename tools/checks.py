@@ -254,6 +254,19 @@ def check_compile_failures(compilers):
             step.outcome = f"{totals[1]} passed"
 
 
+def check_agreement(configuration):
+    """What is tested in a simulated world is tested against something true."""
+    if not all((configuration.directory / name).exists() for name in ("kernel-agreement", "world-agreement")):
+        return
+    with Step("the simulated world agrees with this kernel") as step:
+        log = step.run([sys.executable, "tests/kernel_agreement.py", configuration.directory], 300)
+        totals = re.search(r"^(\d+) passed, (\d+) failed$", log, re.MULTILINE)
+        if totals:
+            tally.add(failed=int(totals[2]))
+            step.outcome = f"{totals[1]} scripts"
+    tally.add(passed=1)
+
+
 def check_libraries_exclude_each_other(configuration):
     """Who links both libraries gets no program, or one that is simulated throughout: never a mixture."""
     archives = [configuration.directory / name for name in ("libvigil.a", "libvigil_sim.a")]
@@ -425,6 +438,7 @@ def check_ahead(builder):
         attempt(check_main_job, gcc)
         attempt(check_readme_program, gcc)
         attempt(check_libraries_exclude_each_other, gcc)
+        attempt(check_agreement, gcc)
 
     if attempt(address.build):
         address.test()
@@ -451,6 +465,7 @@ def check_full():
                     attempt(check_main_job, configuration)
                     attempt(check_readme_program, configuration)
                     attempt(check_libraries_exclude_each_other, configuration)
+                    attempt(check_agreement, configuration)
                 if sanitizer == PLAIN and build_type == "debug" and compiler == GCC:
                     configuration.memcheck()
 

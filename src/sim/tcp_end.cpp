@@ -34,7 +34,7 @@ ssize_t TcpEnd::receive(void* buffer, std::size_t size) {
   if (!marks_.empty()) count = std::min<std::size_t>(count, marks_.front() - read_);
   last_recv_at_ = host_.universe.now;
   if (count == 0) {
-    if (size == 0) return last_recv_ = 0;
+    if (unread() > 0) return last_recv_ = 0;   // no room was given
     if (end_received_) return last_recv_ = 0;  // an error behind the end never reaches recv
     if (error_ != 0) return last_recv_ = -std::exchange(error_, 0);
     if (receive_shut_ || has_ended()) return last_recv_ = 0;
@@ -46,7 +46,9 @@ ssize_t TcpEnd::receive(void* buffer, std::size_t size) {
   own_side().received += count;
   // The window opens again: told once it is worth a segment.
   const std::uint64_t worth = std::min<std::uint64_t>(segment_bytes_max, settings.receive_capacity / 2);
-  if (state_ == State::established && !end_received_ && expected_ + window() >= told_window_ + worth) acknowledge();
+  // Where reading is shut the other side is told nothing of it.
+  if (state_ == State::established && !end_received_ && !receive_shut_ && expected_ + window() >= told_window_ + worth)
+    acknowledge();
   return last_recv_ = static_cast<std::int64_t>(count);
 }
 
@@ -69,7 +71,7 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
                      const auto end = self.lock();
                      if (end == nullptr) return;
                      end->has_no_room_now_ = false;
-                     if (std::exchange(end->wants_room_, false)) end->tell();
+                     if (std::exchange(end->wants_room_, false)) end->tell(POLLOUT);
                    });
   }
   if (possible < wanted) wants_room_ = true;
@@ -88,16 +90,25 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
 }
 
 int TcpEnd::shutdown(int how) {
-  if (state_ == State::syn_sent || has_ended()) return -ENOTCONN;
-  if (how != SHUT_WR) receive_shut_ = true;
-  if (how != SHUT_RD && !end_wanted_) {
-    if (all_acknowledged()) first_unacknowledged_at_ = host_.universe.now;
-    end_wanted_ = true;
-    end_wanted_at_ = host_.universe.now;
-    own_side().finished = true;
-    pump();
+  if (state_ == State::syn_sent) return -ENOTCONN;
+  if (has_ended()) {
+    tell();  // all the same
+    return -ENOTCONN;
   }
+  if (how != SHUT_WR) receive_shut_ = true;
+  if (how != SHUT_RD) end_stream();
+  tell();
   return 0;
+}
+
+void TcpEnd::end_stream() {
+  if (end_wanted_) return;
+  if (all_acknowledged()) first_unacknowledged_at_ = host_.universe.now;
+  end_wanted_ = true;
+  ended_last_ = end_received_;
+  end_wanted_at_ = host_.universe.now;
+  own_side().finished = true;
+  pump();
 }
 
 int TcpEnd::take_error() {
@@ -111,13 +122,7 @@ void TcpEnd::close() {
   if (state_ == State::syn_sent) return die();
   if (has_ended()) return;
   if (unread() > 0 || settings.resets_on_close) return reset();
-  if (!end_wanted_) {
-    if (all_acknowledged()) first_unacknowledged_at_ = host_.universe.now;
-    end_wanted_ = true;
-    end_wanted_at_ = host_.universe.now;
-    own_side().finished = true;
-    pump();
-  }
+  end_stream();
   end_if_both_ends_came();
   plan();
 }
@@ -138,7 +143,7 @@ std::uint32_t TcpEnd::poll_state() const {
   if (unread() > 0 || end_received_ || receive_shut_) bits |= POLLIN;
   if (!marks_.empty()) bits |= POLLPRI;
   if (end_received_ || receive_shut_) bits |= POLLRDHUP;
-  if (end_received_ && end_wanted_) bits |= POLLHUP;
+  if ((end_received_ || receive_shut_) && end_wanted_) bits |= POLLHUP;
   // Writable again only where a third of the buffer is free (sk_stream_is_writeable).
   if (end_wanted_ || (!wants_room_ && room() > 0) || room() >= settings.send_capacity / 3) bits |= POLLOUT;
   if (has_no_room_now_) bits &= ~static_cast<std::uint32_t>(POLLOUT);
@@ -164,7 +169,7 @@ sys::TcpSample TcpEnd::sample() const {
   };
   sys::TcpSample sample;
   sample.known = true;
-  sample.connected = state_ != State::syn_sent && state_ != State::dead;
+  sample.connected = state_ != State::syn_sent && !has_ended();
   sample.bytes_acked = acknowledged_ + (end_acknowledged_ ? 1U : 0U);
   sample.window_known = true;
   if (!sample.connected) return sample;  // a dead socket remembers nothing of its last struggle
@@ -259,9 +264,9 @@ void TcpEnd::arrive(const Segment& segment) {
     allowed_ = segment.acknowledged + segment.window;
     establish();
   }
-  const std::uint32_t before = poll_state();
   const std::uint64_t expected_before = expected_;
   const std::uint64_t acknowledged_before = acknowledged_;
+  const bool end_received_before = end_received_, end_acknowledged_before = end_acknowledged_;
   take_acknowledgement(segment);
   take_bytes(segment);
   if (state_ == State::dead) return;
@@ -271,9 +276,11 @@ void TcpEnd::arrive(const Segment& segment) {
   if (completes) host_.handshake_done(*this, true);
   const bool room_again = wants_room_ && acknowledged_ != acknowledged_before && (poll_state() & POLLOUT) != 0;
   if (room_again) wants_room_ = false;
-  // An edge: something new to read, room that was asked for, or another state.
-  if (expected_ != expected_before || room_again || ((poll_state() & ~before) & ~static_cast<std::uint32_t>(POLLOUT)) != 0)
-    tell();
+  // Wake-ups as the kernel makes them: of bytes, of room that was asked for, and of everybody where the state changed.
+  std::uint32_t kinds = room_again ? POLLOUT : 0U;
+  if (expected_ != expected_before) kinds |= POLLIN | POLLPRI;
+  if (end_received_ != end_received_before || end_acknowledged_ != end_acknowledged_before) kinds = every_kind;
+  if (kinds != 0) tell(kinds);
 }
 
 void TcpEnd::take_acknowledgement(const Segment& segment) {
@@ -319,6 +326,12 @@ void TcpEnd::take_bytes(const Segment& segment) {
     return die();
   }
   if (segment.sequence > expected_ || segment.end() <= expected_) return;  // out of order, or once more
+  if (receive_shut_ && end_wanted_) {
+    // Nobody will ever read them here either: a half-closed end whose reading is shut resets (RFC 1122 4.2.2.13).
+    own_side().was_reset = true;
+    send_reset();
+    return fail(ECONNRESET);
+  }
   std::string_view fresh = std::string_view(segment.bytes).substr(expected_ - segment.sequence);
   if (told_window_ < expected_ + fresh.size()) fresh = fresh.substr(0, told_window_ - std::min(told_window_, expected_));
   for (const std::uint64_t mark : segment.marks)
@@ -344,7 +357,8 @@ void TcpEnd::establish() {
 }
 
 void TcpEnd::end_if_both_ends_came() {
-  if (is_open_ || state_ != State::established || !end_received_ || !end_acknowledged_) return;
+  if (state_ != State::established || !end_received_ || !end_acknowledged_) return;
+  if (ended_last_) return die();
   state_ = State::time_wait;
   timer_ = Timer::none;
   plan(Timer::time_wait, host_.universe.now + time_wait_length);
@@ -377,8 +391,8 @@ void TcpEnd::vanish() {
   timer_ = Timer::none;
 }
 
-void TcpEnd::tell() {
-  if (owner != nullptr) owner->tcp_changed(poll_state());
+void TcpEnd::tell(std::uint32_t kinds) {
+  if (owner != nullptr) owner->tcp_changed(kinds);
 }
 
 void TcpEnd::send_reset() {

@@ -30,8 +30,8 @@ struct Truth;
 /// Who has an end open: a descriptor, or a scripted peer.
 class TcpOwner {
  public:
-  /// Something happened; `bits` is what poll(2) would say of it.
-  virtual void tcp_changed(std::uint32_t bits) = 0;
+  /// Something of these kinds happened, in poll(2)'s bits; a change of the connection's state is of every kind.
+  virtual void tcp_changed(std::uint32_t kinds) = 0;
 
  protected:
   ~TcpOwner() = default;
@@ -101,6 +101,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   void vanish();
 
  private:
+  static constexpr std::uint32_t every_kind = ~0U;
   enum class Timer : std::uint8_t { none, syn, retransmit, probe, local_retry, keepalive, time_wait };
 
   [[nodiscard]] bool is_of_another_life(const Segment& segment) const;
@@ -121,8 +122,9 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   void take_acknowledgement(const Segment& segment);
   void take_bytes(const Segment& segment);
   void take_end(const Segment& segment);
+  void end_stream();
   void end_if_both_ends_came();
-  void tell();
+  void tell(std::uint32_t kinds = every_kind);
   [[nodiscard]] std::uint64_t data_end() const { return acknowledged_ + outgoing_.size(); }
   [[nodiscard]] bool end_is_on_its_way() const { return end_wanted_ && highest_ > data_end(); }
   /// Nothing was given that the other side has not acknowledged.
@@ -147,6 +149,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   std::uint64_t allowed_ = 0;       // by the other side's window
   std::uint64_t taken_ = 0;
   bool end_wanted_ = false, end_acknowledged_ = false;
+  bool ended_last_ = false;  // our end was given when the other side's had come
   std::deque<std::uint64_t> marks_to_send_;
   bool wants_room_ = false;       // a send found none: the next room is told
   bool has_no_room_now_ = false;  // by a fault, for a moment

@@ -115,7 +115,7 @@ class WorldKernel final : public sys::Kernel {
     std::optional<Endpoint> bound{};
     std::shared_ptr<TcpEnd> end{};
     std::unique_ptr<ListeningSocket> listening{};
-    int connect_error = 0;  // told by connect itself
+    bool connect_is_unanswered = false;  // of the first that says in progress
 
     std::unique_ptr<sys::EpollRegistrations> registrations{};
     std::uint64_t signalled = 0;

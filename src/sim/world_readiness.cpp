@@ -29,7 +29,7 @@ int WorldKernel::epoll_control(int epoll, int operation, int descriptor, epoll_e
 }
 
 void WorldKernel::report(int descriptor, std::uint32_t bits) {
-  for (const int poller : pollers_) find(poller)->registrations->report(descriptor, bits);
+  for (const int poller : pollers_) find(poller)->registrations->wake(descriptor, bits);
 }
 
 int WorldKernel::wake_open() { return told("eventfd", -1, open(Kind::wake)); }

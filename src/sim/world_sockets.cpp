@@ -226,8 +226,16 @@ int WorldKernel::connect(int number, const sockaddr* address, socklen_t length) 
   if (socket->listening != nullptr) return told("connect", number, -EISCONN);
   if (socket->end != nullptr) {
     if (socket->end->state() == TcpEnd::State::syn_sent) return told("connect", number, -EALREADY);
+    if (!std::exchange(socket->connect_is_unanswered, false)) return told("connect", number, -EISCONN);
+    if (socket->end->state() == TcpEnd::State::established) return told("connect", number, 0);
+    // The failure is told once, and the socket may try again.
     const int failed = socket->end->take_error();
-    return told("connect", number, failed != 0 ? -failed : -EISCONN);
+    socket->end->fill(lives_.at(socket->life - 1).truth);
+    socket->settings = socket->end->settings;
+    socket->end->close();
+    socket->end = nullptr;
+    report(number, POLLERR);
+    return told("connect", number, failed != 0 ? -failed : -ECONNABORTED);
   }
   if (address->sa_family != socket->family) return told("connect", number, -EAFNOSUPPORT);
   SimulatedHost& its_host = socket->host;
@@ -251,6 +259,7 @@ int WorldKernel::connect(int number, const sockaddr* address, socklen_t length) 
   }
   socket->end = its_host.open_flow(flow, socket->settings, std::make_shared<Conversation>(), true);
   socket->end->owner = socket;
+  socket->connect_is_unanswered = true;
   socket->end->connect();
   return told("connect", number, -EINPROGRESS);
 }
@@ -284,6 +293,7 @@ int WorldKernel::shutdown(int number, int how) {
   int error = 0;
   Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
+  socket->connect_is_unanswered = false;
   return told("shutdown", number, socket->end == nullptr ? -ENOTCONN : socket->end->shutdown(how));
 }
 
@@ -291,6 +301,7 @@ int WorldKernel::unread_bytes(int number) {
   int error = 0;
   const Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
+  if (socket->listening != nullptr) return -EINVAL;
   return socket->end == nullptr ? 0 : static_cast<int>(socket->end->unread());
 }
 
@@ -298,6 +309,7 @@ int WorldKernel::unsent_bytes(int number) {
   int error = 0;
   const Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
+  if (socket->listening != nullptr) return -EINVAL;
   return socket->end == nullptr ? 0 : socket->end->unsent();
 }
 

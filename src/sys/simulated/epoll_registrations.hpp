@@ -1,18 +1,21 @@
 // What one epoll descriptor knows: who is registered for what, and who has something to say. It tells of readiness and knows
 // nothing of sockets: their state is asked for as a set of poll(2)'s bits, which are epoll(7)'s too.
 //
-// As the kernel does it: edge-triggered entries are told once for each report, level-triggered ones as long as the state lasts;
-// errors and hang-ups can't be masked; entries are told in the order in which they became ready, and what finds no room waits.
+// As the kernel does it: edge-triggered entries are told once after each wake-up, with the state they have when they are told, or
+// not at all if it has nothing to say by then; level-triggered ones as long as the state lasts; errors and hang-ups can't be
+// masked; entries are told in the order in which they became ready, and what finds no room waits.
 #pragma once
 
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
 #include <deque>
 #include <iterator>
 #include <map>
 #include <set>
+#include <utility>
 
 namespace vigil::sys {
 
@@ -24,15 +27,15 @@ class EpollRegistrations {
     switch (operation) {
       case EPOLL_CTL_ADD:
         if (entry != entries_.end()) return -EEXIST;
-        entries_[descriptor] = {*event, 0};
+        entries_[descriptor] = {*event};
         note_level(descriptor, *event);
-        report(descriptor, state);
+        wake(descriptor, state);
         return 0;
       case EPOLL_CTL_MOD:
         if (entry == entries_.end()) return -ENOENT;
         entry->second.wanted = *event;
         note_level(descriptor, *event);
-        report(descriptor, state);
+        wake(descriptor, state);
         return 0;
       case EPOLL_CTL_DEL:
         if (entry == entries_.end()) return -ENOENT;
@@ -55,14 +58,20 @@ class EpollRegistrations {
     forget(descriptor);
   }
 
-  /// Something happened: tells it once, if the entry cares.
+  /// Something of this kind happened: the entry's state is told once, if the entry cares.
+  void wake(int descriptor, std::uint32_t kind) {
+    const auto entry = entries_.find(descriptor);
+    if (entry == entries_.end() || (kind & entry->second.heard()) == 0) return;
+    make_ready(descriptor, entry->second);
+    entry->second.woken = true;
+  }
+
+  /// Tells these events once, if the entry cares, whatever its state is.
   void report(int descriptor, std::uint32_t events) {
     const auto entry = entries_.find(descriptor);
-    if (entry == entries_.end()) return;
-    const std::uint32_t heard = events & (entry->second.wanted.events | EPOLLERR | EPOLLHUP);
-    if (heard == 0) return;
-    if (entry->second.pending == 0) ready_.push_back(descriptor);
-    entry->second.pending |= heard;
+    if (entry == entries_.end() || (events & entry->second.heard()) == 0) return;
+    make_ready(descriptor, entry->second);
+    entry->second.reported |= events & entry->second.heard();
   }
 
   void report_orphan(int descriptor, std::uint32_t events) {
@@ -78,10 +87,12 @@ class EpollRegistrations {
   /// Whether take() would tell of something.
   template <class StateOf>
   [[nodiscard]] bool has_something(StateOf state_of) const {
-    if (!ready_.empty() || !from_orphans_.empty()) return true;
-    for (const int descriptor : level_)
-      if ((state_of(descriptor) & (wanted(descriptor).events | EPOLLERR | EPOLLHUP)) != 0) return true;
-    return false;
+    if (!from_orphans_.empty()) return true;
+    const auto tells = [&](int descriptor) {
+      const Entry& entry = entries_.at(descriptor);
+      return entry.reported != 0 || (state_of(descriptor) & entry.heard()) != 0;
+    };
+    return std::any_of(ready_.begin(), ready_.end(), tells) || std::any_of(level_.begin(), level_.end(), tells);
   }
 
   /// One of the entries, chosen by `number`; null: there is none.
@@ -93,18 +104,22 @@ class EpollRegistrations {
   /// Fills `events`; `state_of(descriptor)` answers what a level-triggered entry has to say.
   template <class StateOf>
   int take(epoll_event* events, int capacity, StateOf state_of) {
-    for (const int descriptor : level_) report(descriptor, state_of(descriptor));
+    for (const int descriptor : level_) wake(descriptor, state_of(descriptor));
     int count = 0;
     for (; count < capacity && !from_orphans_.empty(); ++count) {
       events[count] = from_orphans_.front();
       from_orphans_.pop_front();
     }
-    for (; count < capacity && !ready_.empty(); ++count) {
-      Entry& entry = entries_.at(ready_.front());
+    while (count < capacity && !ready_.empty()) {
+      const int descriptor = ready_.front();
       ready_.pop_front();
-      events[count].events = entry.pending;
+      Entry& entry = entries_.at(descriptor);
+      std::uint32_t told = std::exchange(entry.reported, 0U);
+      if (std::exchange(entry.woken, false)) told |= state_of(descriptor) & entry.heard();
+      if (told == 0) continue;
+      events[count].events = told;
       events[count].data = entry.wanted.data;
-      entry.pending = 0;
+      ++count;
     }
     return count;
   }
@@ -112,8 +127,16 @@ class EpollRegistrations {
  private:
   struct Entry {
     epoll_event wanted;
-    std::uint32_t pending;  // what take() has not told yet; not zero: the descriptor stands in ready_
+    // What take() has not told yet; if any, the descriptor stands in ready_.
+    std::uint32_t reported = 0;
+    bool woken = false;
+
+    [[nodiscard]] std::uint32_t heard() const { return wanted.events | EPOLLERR | EPOLLHUP; }
   };
+
+  void make_ready(int descriptor, const Entry& entry) {
+    if (entry.reported == 0 && !entry.woken) ready_.push_back(descriptor);
+  }
 
   void note_level(int descriptor, const epoll_event& wanted) {
     if ((wanted.events & EPOLLET) == 0)
