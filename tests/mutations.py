@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 WORK = ROOT / ".build" / "mutations"
 TREE, BUILD = WORK / "tree", WORK / "build"
 SEED, LIVES = 1, 20_000
-SECONDS = 300  # of any one program: a mutant may hang
+SECONDS = 120  # of any one program: a mutant may hang
 
 MUTATIONS = {
     "timers fire early": (
