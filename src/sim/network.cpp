@@ -142,15 +142,7 @@ void Network::reject(SimulatedHost& from, Line& line, const Segment& segment) {
     return universe_.after(line.path.latency,
                            [&from, error, flow = Flow{segment.from, segment.to}] { from.path_error(flow, error); });
   if (segment.reset) return;
-  Segment answer{.from = segment.to,
-                 .to = segment.from,
-                 .ack = true,
-                 .reset = true,
-                 .from_incarnation = segment.to_incarnation,
-                 .to_incarnation = segment.from_incarnation,
-                 .sequence = segment.acknowledged,
-                 .acknowledged = segment.end()};
-  universe_.after(line.path.latency, [&from, answer = std::move(answer)] { from.arrive(answer); });
+  universe_.after(line.path.latency, [&from, answer = segment.refusal()] { from.arrive(answer); });
 }
 
 ScriptedPeer& Network::make_peer(SimulatedHost& host) {

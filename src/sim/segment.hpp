@@ -82,6 +82,17 @@ struct Segment {
   std::shared_ptr<Conversation> conversation{};  // of a SYN
 
   [[nodiscard]] std::uint64_t end() const { return sequence + bytes.size(); }
+  /// The RST with which who knows nothing of the connection, or wants nothing of it, answers this.
+  [[nodiscard]] Segment refusal() const {
+    return {.from = to,
+            .to = from,
+            .ack = true,
+            .reset = true,
+            .from_incarnation = to_incarnation,
+            .to_incarnation = from_incarnation,
+            .sequence = acknowledged,
+            .acknowledged = end()};
+  }
 };
 
 }  // namespace vigil::sim

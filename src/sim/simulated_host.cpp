@@ -166,16 +166,7 @@ void SimulatedHost::arrive(const Segment& segment) {
 
 void SimulatedHost::refuse(const Segment& segment) {
   std::uint64_t nobodys = 0;
-  network.send(*this,
-               {.from = segment.to,
-                .to = segment.from,
-                .ack = true,
-                .reset = true,
-                .from_incarnation = segment.to_incarnation,
-                .to_incarnation = segment.from_incarnation,
-                .sequence = segment.acknowledged,
-                .acknowledged = segment.end()},
-               nobodys);
+  network.send(*this, segment.refusal(), nobodys);
 }
 
 void SimulatedHost::path_error(const Flow& flow, int error) {
