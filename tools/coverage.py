@@ -50,7 +50,7 @@ def build(jobs):
         compiler = {"CXX": "g++", "CXXFLAGS": "", "LDFLAGS": ""}
         if not run(["meson", "setup", BUILD, "-Dbuildtype=debug", "-Db_coverage=true"], log, compiler):
             sys.exit(log.read_text())
-    targets = ["vigil-tests", "vigil-sim-tests", "vigil-corpus-tests", "vigil-echo", "vigil-load", "vigil-probe"]
+    targets = ["vigil-tests", "vigil-sim-tests", "vigil-corpus-tests", "vigil-echo", "vigil-load", "vigil-probe", "vigil-simulate"]
     if not run(["ninja", "-C", BUILD, *jobs, *targets], log):
         sys.exit(log.read_text())
     for counts in BUILD.rglob("*.gcda"):  # of an earlier run
