@@ -7,7 +7,8 @@
 // 64-byte message on each of AT_ONCE connections and reads the echoes, MESSAGES times in all: with 1, every message is a wake-up
 // of its own and carries the whole cost of a turn; with 10, ten share it. `bare` is the least an epoll server can do: one wait,
 // one recv, one send per ready connection, no deadline, no queue, no errors told. `vigil` has a receive deadline on every
-// connection, `rates` a message deadline and a receive rate too, and `marked` marks each message's end besides.
+// connection, `heartbeat` a heartbeat too, `rates` a message deadline and a receive rate instead, and `marked` marks each
+// message's end besides.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -134,11 +135,11 @@ struct Echo {
 };
 
 template <bool marks>
-int run_vigil(long messages, const vigil::Timeouts& timeouts) {
+int run_vigil(long messages, const vigil::Timeouts& timeouts, const vigil::HeartbeatOptions& heartbeat = {}) {
   vigil::Reactor reactor;
   int seen = 0;
   int open = 0;
-  vigil::Listener<Echo<marks>> listener(reactor, {.timeouts = timeouts}, [&](vigil::Connection&) {
+  vigil::Listener<Echo<marks>> listener(reactor, {.timeouts = timeouts, .heartbeat = heartbeat}, [&](vigil::Connection&) {
     return Echo<marks>{&reactor, &seen, &open};
   });
   if (auto bound = listener.listen("127.0.0.1:0"); !bound) return vigil::report(bound.error());
@@ -165,11 +166,12 @@ int main(int count, char** arguments) {
   const long messages = count == 4 ? std::atol(arguments[2]) : 0;
   const vigil::Timeouts rates{.receive = 30s, .message = 60s, .receive_rate = {.bytes_per_second = 1}};
   if (count == 4 && mode == "vigil") status = run_vigil<false>(messages, {.receive = 30s});
+  if (count == 4 && mode == "heartbeat") status = run_vigil<false>(messages, {.receive = 30s}, {.budget = 20s, .ping = "ping"});
   if (count == 4 && mode == "rates") status = run_vigil<false>(messages, rates);
   if (count == 4 && mode == "marked") status = run_vigil<true>(messages, rates);
   if (count == 4 && mode == "bare") status = run_bare(messages);
   if (status == 64) {
-    std::fputs("usage: bench-echo-cost bare|vigil|rates|marked MESSAGES AT_ONCE\n", stderr);
+    std::fputs("usage: bench-echo-cost bare|vigil|heartbeat|rates|marked MESSAGES AT_ONCE\n", stderr);
     return status;
   }
   while (wait(nullptr) > 0) {

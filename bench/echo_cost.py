@@ -5,8 +5,8 @@
 
 Each number is the difference between a run of 20,000 and one of 2,000 messages over ten connections, so that starting up, accepting
 and closing are not in it. "one by one": every message is a wake-up of its own; "ten at once": those that are ready together share one.
-vigil: with a receive deadline on every connection; rates: a message deadline and a receive rate too; marked: each message's end marked
-besides.
+vigil: with a receive deadline on every connection; heartbeat: a heartbeat within 20 s besides; rates: a message deadline and a receive
+rate instead of it; marked: each message's end marked besides.
 """
 import re
 import shutil
@@ -51,7 +51,7 @@ def main():
     program = sys.argv[1]
     print(f"{'':22}{'instructions':>14}{'system calls':>14}   of them")
     for at_once, name in ((1, "one by one"), (10, "ten at once")):
-        for server in ("bare", "vigil", "rates", "marked"):
+        for server in ("bare", "vigil", "heartbeat", "rates", "marked"):
             cost = (instructions(program, server, MANY, at_once) - instructions(program, server, FEW, at_once)) / (MANY - FEW)
             few, many = (system_calls(program, server, messages, at_once) for messages in (FEW, MANY))
             each = {call: (many[call] - few.get(call, 0)) / (MANY - FEW) for call in many if call != "total"}
