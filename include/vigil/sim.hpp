@@ -209,21 +209,30 @@ struct Truth {
   Instant last_arrival{};  ///< of a byte
   Instant last_recv_at{};  ///< the last recv call, and what it answered
   std::int64_t last_recv = 0;
+  Instant last_heard{};   ///< a segment of the other side's came
+  Instant last_sample{};  ///< TCP_INFO was asked for
 
-  std::uint64_t taken = 0;         ///< bytes the kernel took
-  std::uint64_t acknowledged = 0;  ///< of those
-  Instant last_acknowledged{};     ///< when the count last grew
-  Instant last_taken_at{};         ///< when `taken` last grew
-  bool end_was_sent = false;       ///< shutdown(2), or close(2)
-  Instant end_sent_at{};           ///< when
-  bool was_reset = false;          ///< closed with an RST
+  std::uint64_t taken = 0;          ///< bytes the kernel took
+  std::uint64_t acknowledged = 0;   ///< of those
+  Instant last_acknowledged{};      ///< when the count last grew
+  Instant last_taken_at{};          ///< when `taken` last grew
+  std::uint64_t untransmitted = 0;  ///< of `taken`: never sent yet, for want of a window or of a route
+  bool end_was_sent = false;        ///< shutdown(2), or close(2)
+  Instant end_sent_at{};            ///< when
+  bool was_reset = false;           ///< closed with an RST
 
   std::uint64_t peer_sent = 0;      ///< given to send() by the other side's application
+  Instant peer_spoke_at{};          ///< the last of it
   bool peer_finished = false;       ///< and whether it ended its stream, by finish(), or by close() in order
   bool peer_was_reset = false;      ///< or reset it
   std::uint64_t peer_received = 0;  ///< read by the other side's application
+  Instant peer_read_at{};           ///< the last of it
+  std::uint64_t peer_room = 0;      ///< of its kernel, for more; 0: its window is closed
 
   std::uint64_t faults = 0;  ///< that struck a call or a segment of this connection
+  std::uint64_t lost = 0;    ///< segments of it, of either side, that never came
+  Instant last_lost{};       ///< the last of them was sent
+  Instant slow_until{};      ///< the last that was overtaken, or on its way for longer than 100 ms, comes then
 
   [[nodiscard]] std::uint64_t unread() const { return arrived - read; }
   [[nodiscard]] std::uint64_t unacknowledged() const { return taken - acknowledged; }

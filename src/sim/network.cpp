@@ -81,41 +81,49 @@ int Network::route_error(SimulatedHost& from, const Ip& to) {
   return error;
 }
 
-void Network::happened(Fault fault, std::uint64_t& faults) {
+/// Of a segment that never comes.
+void Network::happened(Fault fault, Struck& struck) {
   universe_.happened(fault);
-  ++faults;
+  ++struck.faults;
+  lose(struck);
 }
 
-int Network::send(SimulatedHost& from, Segment&& segment, std::uint64_t& faults) {
+void Network::lose(Struck& struck) {
+  ++struck.lost;
+  struck.lost_at = universe_.now;
+}
+
+int Network::send(SimulatedHost& from, Segment&& segment, Struck& struck) {
   if (!from.is_there) return 0;
   SimulatedHost* to = host_of(segment.to.ip, from);
   Line* way = to == nullptr ? nullptr : &line(from, *to);
   if (way != nullptr && way->path.way != Way::open) {
     if (const int error = refusal(way->path.way); error != 0) {
-      happened(Fault::route_refused, faults);
+      happened(Fault::route_refused, struck);
       return error;
     }
     if (way->path.way == Way::cut) {
-      happened(Fault::cut, faults);
+      happened(Fault::cut, struck);
     } else {
-      happened(Fault::path_rejected, faults);
+      happened(Fault::path_rejected, struck);
       reject(from, *way, segment);
     }
     return 0;
   }
   if (to == nullptr || !to->is_there) {
     // The link looks for it in vain, and says so to the sender alone.
+    lose(struck);
     universe_.after(no_such_neighbour, [&from, flow = Flow{segment.from, segment.to}] { from.path_error(flow, EHOSTUNREACH); });
     return 0;
   }
-  carry(*to, *way, std::move(segment), &from != to, faults);
+  carry(*to, *way, std::move(segment), &from != to, struck);
   return 0;
 }
 
-void Network::carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_fail, std::uint64_t& faults) {
+void Network::carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_fail, Struck& struck) {
   const Path& path = line.path;
-  if (can_fail && path.loss > 0 && universe_.random.happens(path.loss)) return happened(Fault::lost, faults);
-  if (can_fail && universe_.strikes(Fault::lost, faults)) return;
+  if (can_fail && path.loss > 0 && universe_.random.happens(path.loss)) return happened(Fault::lost, struck);
+  if (can_fail && universe_.strikes(Fault::lost, struck.faults)) return lose(struck);
   Instant leaves = universe_.now;
   if (path.bytes_per_second > 0) {
     constexpr std::uint64_t headers = 40;
@@ -124,12 +132,14 @@ void Network::carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_f
   }
   Instant arrives = leaves + path.latency;
   if (path.jitter > Duration::zero()) arrives += universe_.random.between(Duration::zero(), path.jitter);
-  if (can_fail && universe_.strikes(Fault::delayed, faults)) {
+  if (can_fail && universe_.strikes(Fault::delayed, struck.faults)) {
     arrives += universe_.random.between(Duration(1), universe_.options.longest_delay);
+    struck.slow_until = std::max(struck.slow_until, arrives);
   } else {
     arrives = line.last_arrival = std::max(arrives, line.last_arrival);
   }
-  if (can_fail && universe_.strikes(Fault::duplicated, faults)) deliver(to, arrives + path.latency, Segment(segment));
+  if (arrives - universe_.now > slow_trip) struck.slow_until = std::max(struck.slow_until, arrives);
+  if (can_fail && universe_.strikes(Fault::duplicated, struck.faults)) deliver(to, arrives + path.latency, Segment(segment));
   deliver(to, arrives, std::move(segment));
 }
 

@@ -28,8 +28,8 @@ class Network {
   void name(SimulatedHost& host, const Ip& ip);
   [[nodiscard]] Path& path(const SimulatedHost& from, const SimulatedHost& to);
   /// 0, or the errno with which the sender's own routes refuse it.
-  /// `faults` counts what strikes it.
-  int send(SimulatedHost& from, Segment&& segment, std::uint64_t& faults);
+  /// `struck` notes what becomes of it.
+  int send(SimulatedHost& from, Segment&& segment, Struck& struck);
   /// What connect(2) answers at once.
   [[nodiscard]] int route_error(SimulatedHost& from, const Ip& to);
   ScriptedPeer& make_peer(SimulatedHost& host);
@@ -41,11 +41,12 @@ class Network {
     Instant last_arrival{};  // nothing overtakes
   };
   Line& line(const SimulatedHost& from, const SimulatedHost& to);
-  void carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_fail, std::uint64_t& faults);
+  void carry(SimulatedHost& to, Line& line, Segment&& segment, bool can_fail, Struck& struck);
   void deliver(SimulatedHost& to, Instant at, Segment&& segment);
   void reject(SimulatedHost& from, Line& line, const Segment& segment);
 
-  void happened(Fault fault, std::uint64_t& faults);
+  void happened(Fault fault, Struck& struck);
+  void lose(Struck& struck);
 
   Universe& universe_;
   std::vector<std::unique_ptr<SimulatedHost>> hosts_;

@@ -27,6 +27,7 @@ void ScriptedPeer::send(std::string_view bytes) {
   if (host_.universe.strikes(Fault::urgent_mark, end_->faults()))
     end_->mark_urgent(side.given + host_.universe.random.below(bytes.size()));
   side.given += bytes.size();
+  side.given_at = host_.universe.now;
   sent_bytes_ += bytes.size();
   waiting_.append(bytes);
   look();

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "vigil/address.hpp"
+#include "vigil/time.hpp"
 
 namespace vigil::sim {
 
@@ -55,17 +56,28 @@ struct FlowHash {
 
 class ScriptedPeer;
 
+/// What became of a conversation's calls and segments, of either side.
+struct Struck {
+  std::uint64_t faults = 0;
+  std::uint64_t lost = 0;  // segments that never came
+  Instant lost_at{};       // the last of them
+  Instant slow_until{};    // one that was overtaken, or on its way for longer than slow_trip, comes then
+};
+
 /// What the two applications of a connection did and have, which no kernel knows of the other side.
 struct Conversation {
   struct Side {
     std::uint64_t given = 0;       // to send
+    Instant given_at{};            // the last of it
     bool finished = false;         // its end follows what was given
     bool was_reset = false;        // by this side
     std::uint64_t received = 0;    // read
+    Instant received_at{};         // the last of it
+    std::uint64_t room = 0;        // of its kernel, for more
     ScriptedPeer* peer = nullptr;  // if a script plays it
   };
   Side client, server;
-  std::uint64_t faults = 0;  // that struck its calls and segments
+  Struck struck;
 };
 
 struct Segment {

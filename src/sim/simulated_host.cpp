@@ -165,7 +165,7 @@ void SimulatedHost::arrive(const Segment& segment) {
 }
 
 void SimulatedHost::refuse(const Segment& segment) {
-  std::uint64_t nobodys = 0;
+  Struck nobodys;
   network.send(*this, segment.refusal(), nobodys);
 }
 

@@ -18,6 +18,7 @@ inline constexpr int syn_ack_retries = 5;                                       
 inline constexpr Duration time_wait_length = std::chrono::seconds(60);             // TCP_TIMEWAIT_LEN, and tcp_fin_timeout
 inline constexpr Duration local_retry = std::chrono::milliseconds(500);            // TCP_RESOURCE_PROBE_INTERVAL
 inline constexpr Duration local_retries_last = std::chrono::milliseconds(924600);  // as long as retries_max retransmissions
-inline constexpr Duration no_such_neighbour = std::chrono::milliseconds(3050);     // until the link's own search has failed
+inline constexpr Duration slow_trip = shortest_rto / 2;                         // of a segment: longer, and its sender repeats it
+inline constexpr Duration no_such_neighbour = std::chrono::milliseconds(3050);  // until the link's own search has failed
 
 }  // namespace vigil::sim

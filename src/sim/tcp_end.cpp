@@ -24,7 +24,9 @@ TcpEnd::TcpEnd(SimulatedHost& host, const Flow& flow, const TcpSettings& given, 
       conversation_(std::move(conversation)),
       is_client_(is_client),
       incarnation_(host.universe.random.next() | 1),
-      state_(is_client ? State::syn_sent : State::syn_received) {}
+      state_(is_client ? State::syn_sent : State::syn_received) {
+  own_side().room = window();
+}
 
 // What its owner does ---------------------------------------------------------------------------------------------------------
 
@@ -44,6 +46,8 @@ ssize_t TcpEnd::receive(void* buffer, std::size_t size) {
   incoming_.drop(count);
   read_ += count;
   own_side().received += count;
+  own_side().received_at = last_recv_at_;
+  own_side().room = window();
   // The window opens again: told once it is worth a segment.
   const std::uint64_t worth = std::min<std::uint64_t>(segment_bytes_max, settings.receive_capacity / 2);
   // Where reading is shut the other side is told nothing of it.
@@ -61,7 +65,7 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
   for (std::size_t index = 0; index < count; ++index) wanted += pieces[index].iov_len;
   if (wanted == 0) return 0;
   std::size_t possible = std::min(room(), wanted);
-  const auto struck = [&](Fault fault) { return universe.strikes(fault, conversation_->faults); };
+  const auto struck = [&](Fault fault) { return universe.strikes(fault, conversation_->struck.faults); };
   if (host_.runs_vigil && possible > 0 && (struck(Fault::out_of_room) || struck(Fault::partial_send))) {
     // Memory is short for a moment: less is taken, and nothing more until it is over.
     possible = universe.random.below(possible);
@@ -162,8 +166,8 @@ std::size_t TcpEnd::room() const {
   return settings.send_capacity > outgoing_.size() ? settings.send_capacity - outgoing_.size() : 0;
 }
 
-sys::TcpSample TcpEnd::sample() const {
-  const Instant now = host_.universe.now;
+sys::TcpSample TcpEnd::sample() {
+  const Instant now = last_sample_at_ = host_.universe.now;
   const auto milliseconds_since = [&](Instant then) {
     return static_cast<std::uint32_t>((now - then) / std::chrono::milliseconds(1));
   };
@@ -208,12 +212,21 @@ void TcpEnd::fill(Truth& truth) const {
   truth.last_taken_at = last_taken_;
   truth.end_was_sent = end_wanted_;
   truth.end_sent_at = end_wanted_at_;
-  truth.faults = conversation_->faults;
+  truth.last_heard = last_heard_;
+  truth.last_sample = last_sample_at_;
+  truth.untransmitted = data_end() - std::min(highest_, data_end());
+  truth.faults = conversation_->struck.faults;
+  truth.lost = conversation_->struck.lost;
+  truth.last_lost = conversation_->struck.lost_at;
+  truth.slow_until = conversation_->struck.slow_until;
   truth.was_reset = own_side().was_reset;
   truth.peer_sent = other_side().given;
+  truth.peer_spoke_at = other_side().given_at;
   truth.peer_finished = other_side().finished;
   truth.peer_was_reset = other_side().was_reset;
   truth.peer_received = other_side().received;
+  truth.peer_read_at = other_side().received_at;
+  truth.peer_room = other_side().room;
 }
 
 // What a segment does ---------------------------------------------------------------------------------------------------------
@@ -339,6 +352,7 @@ void TcpEnd::take_bytes(const Segment& segment) {
   incoming_.append(fresh);
   expected_ += fresh.size();
   if (!fresh.empty()) last_byte_ = host_.universe.now;
+  own_side().room = window();
 }
 
 void TcpEnd::take_end(const Segment& segment) {

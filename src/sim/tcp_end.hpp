@@ -84,9 +84,9 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   [[nodiscard]] const Flow& flow() const { return flow_; }
   [[nodiscard]] std::size_t unread() const { return incoming_.size(); }
   [[nodiscard]] int unsent() const;  // SIOCOUTQ
-  [[nodiscard]] sys::TcpSample sample() const;
+  [[nodiscard]] sys::TcpSample sample();
   void fill(Truth& truth) const;
-  [[nodiscard]] std::uint64_t& faults() { return conversation_->faults; }
+  [[nodiscard]] std::uint64_t& faults() { return conversation_->struck.faults; }
   [[nodiscard]] Conversation::Side& own_side() const { return is_client_ ? conversation_->client : conversation_->server; }
   [[nodiscard]] Conversation::Side& other_side() const { return is_client_ ? conversation_->server : conversation_->client; }
 
@@ -181,6 +181,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{};
   Instant last_recv_at_{};
   std::int64_t last_recv_ = 0;
+  Instant last_sample_at_{};
   bool wait_for_route_ = false;  // the last transmission was refused here
 };
 

@@ -22,7 +22,7 @@ Segment TcpEnd::segment() {
           .window = told_window_ - expected_};
 }
 
-int TcpEnd::transmit(Segment&& segment) { return host_.network.send(host_, std::move(segment), conversation_->faults); }
+int TcpEnd::transmit(Segment&& segment) { return host_.network.send(host_, std::move(segment), conversation_->struck); }
 
 void TcpEnd::connect() {
   Segment syn = segment();
@@ -93,7 +93,7 @@ void TcpEnd::plan() {
     const bool closed = !wait_for_route_ && !something_is_in_flight();
     if (closed && !std::exchange(window_was_closed_, true)) {
       host_.universe.happened(Fault::window_closed);
-      ++conversation_->faults;
+      ++conversation_->struck.faults;
     }
     if (!closed) window_was_closed_ = false;
     const Timer wanted = wait_for_route_ ? Timer::local_retry : closed ? Timer::probe : Timer::retransmit;
