@@ -210,6 +210,12 @@ def a_wrong_option_value_or_address_is_one_clear_line_and_status_64():
         ("probe", "127.0.0.1:1", "--flood", "--finish"),
         ("probe", "127.0.0.1:1", "--rate-grace", "1s"),
         ("probe", "127.0.0.1:1", "--backlog-max", "1000"),
+        ("echo", "--heartbeat-timeout", "0s"),
+        ("echo", "--heartbeat-timeout", "never"),
+        ("probe", "127.0.0.1:1", "--heartbeat-timeout", "20s", "--heartbeat-interval", "0s"),
+        ("probe", "127.0.0.1:1", "--heartbeat-timeout", "20s", "--ping", "a\\q"),
+        ("probe", "127.0.0.1:1", "--heartbeat-timeout", "20s", "--ping", "a\\"),
+        ("probe", "127.0.0.1:1", "--heartbeat-timeout", "20s", "--ping", "\\x1"),
         ("load",),
         ("load", "127.0.0.1:1", "--connections", "0"),
         ("load", "127.0.0.1:1", "--size", "0"),
@@ -238,6 +244,50 @@ def what_is_wrong_with_the_number_of_values_is_said_in_plain_words():
     ):
         tool = f"vigil-{command[0]}"
         equal(run(*command), (USAGE, "", f"{tool}: {problem} (see {tool} --help)\n"), f"{command}")
+
+
+@test
+def heartbeat_options_that_contradict_each_other_are_refused_with_the_reason_before_anything_is_connected():
+    for options, problem in (
+        (["--heartbeat-interval", "1s"], "--heartbeat-interval: a heartbeat needs a budget: give --heartbeat-timeout too"),
+        (["--ping", "x"], "--ping: a heartbeat needs a budget: give --heartbeat-timeout too"),
+        (["--keepalive-only"], "--keepalive-only: a heartbeat needs a budget: give --heartbeat-timeout too"),
+        (["--heartbeat-timeout", "20s", "--ping", ""], "--heartbeat-timeout, --ping: an empty ping is no probe"),
+        (
+            ["--heartbeat-timeout", "1s"],
+            "--heartbeat-timeout: heartbeat budget below interval + 1.5 s, which a verdict needs",
+        ),
+        (
+            ["--heartbeat-timeout", "4s", "--heartbeat-interval", "2600ms"],
+            "--heartbeat-timeout, --heartbeat-interval: heartbeat budget below interval + 1.5 s, which a verdict needs",
+        ),
+        (
+            ["--heartbeat-timeout", "20s", "--heartbeat-interval", "21s"],
+            "--heartbeat-timeout, --heartbeat-interval: heartbeat budget shorter than the interval",
+        ),
+        (
+            ["--heartbeat-timeout", "20s", "--heartbeat-interval", "7s"],
+            "--heartbeat-timeout, --heartbeat-interval: heartbeat budget below three intervals",
+        ),
+        (
+            ["--heartbeat-timeout", "20s", "--ping", "x", "--keepalive-only"],
+            "--heartbeat-timeout, --ping, --keepalive-only: keepalive_only sends no pings: it takes no interval, misses or ping",
+        ),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as untouched:
+            where = "127.0.0.1:{}".format(untouched.getsockname()[1])
+            untouched.setblocking(False)
+            for tool, target in (("probe", [where]), ("echo", ["--listen", where])):
+                told = f"vigil-{tool}: {problem} (see vigil-{tool} --help)\n"
+                equal(run(tool, *target, *options), (USAGE, "", told), f"{tool} {options}")
+            try:
+                untouched.accept()
+                raise AssertionError(f"{options}: somebody has connected")
+            except BlockingIOError:
+                pass
+    too_long = ["--heartbeat-timeout", "20s", "--ping", "long", "--backlog-max", "3"]
+    told = "vigil-echo: --ping: it would pass --backlog-max (see vigil-echo --help)\n"
+    equal(run("echo", *too_long), (USAGE, "", told), "a ping that never fits")
 
 
 @test
@@ -710,6 +760,73 @@ def a_deadline_or_rate_given_to_a_probe_holds_the_connection_until_it_passes():
         closed = json.loads(out.splitlines()[-1])
         told_as(closed, "message_timed_out", 300)
         true(closed["received"] > 0, closed)
+
+
+HEARTBEAT = ["--heartbeat-timeout", "1800ms", "--heartbeat-interval", "200ms"]
+
+
+def lost(closed, verdict, budget_ms):
+    told_as(closed, "heartbeat_lost", budget_ms)
+    equal(closed["verdict"], verdict, f"the verdict of {closed}")
+    true(closed["silent_ms"] >= budget_ms, f"lost before its time: {closed}")
+    evidence = closed["evidence"]
+    equal((evidence["known"], evidence["unacknowledged_segments"]), (True, 0), f"the evidence of {closed}")
+    return evidence
+
+
+@test
+def a_probe_pings_a_silent_server_and_tells_that_it_hangs():
+    for options, ping in (
+        ([], b"ping\n"),
+        (["--ping", "are you there?"], b"are you there?"),
+        (["--ping", r"a\\\x00\x7fz\0\r\n\t"], b"a\\\0\x7fz\0\r\n\t"),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = "127.0.0.1:{}".format(server.getsockname()[1])
+            with Tool("probe", address, "--json", *HEARTBEAT, *options) as probe:
+                connection = server.accept()[0]
+                with connection:
+                    equal(connection.recv(len(ping), socket.MSG_WAITALL), ping, "the first ping")
+                    evidence = lost(probe.event("closed"), "hung", 1800)  # nobody answers, and the kernel acknowledges
+                    equal(probe.end(), 4, "status")
+                    true(evidence["acknowledged_in_silence"], f"somebody's kernel answered: {evidence}")
+                    rest = read_to_the_end(connection)
+                    equal(len(ping + rest), evidence["sent_in_silence"], "bytes sent into the silence")
+                    true(rest and rest == ping * (len(rest) // len(ping)), f"more pings, and nothing else: {rest!r}")
+
+
+@test
+def a_server_pings_its_silent_clients_and_tells_which_of_them_hangs():
+    with Echo(*HEARTBEAT, "--stats", "10ms") as echo, echo.client() as hung, echo.client() as alive:
+        hung_name = "{}:{}".format(*hung.getsockname())
+        alive.settimeout(PATIENCE)
+
+        def answer():
+            with contextlib.suppress(OSError):
+                while alive.recv(100):  # whatever comes: a ping, or the echo of an answer
+                    alive.sendall(b"pong\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        closed = echo.event("closed")
+        equal(closed["peer"], hung_name, "who was lost")
+        lost(closed, "hung", 1800)
+        first_received = echo.event("stats")["received_bytes"]
+        while echo.event("stats")["received_bytes"] == first_received:
+            pass  # the one that answers is spoken to after the other was lost
+
+
+@test
+def a_peer_that_takes_nothing_is_told_as_not_reading():
+    with Echo("--flood", *HEARTBEAT) as echo, echo.client():
+        lost(echo.event("closed"), "not_reading", 1800)
+
+
+@test
+def keepalive_alone_leaves_an_idle_connection_in_peace():
+    with Echo("--heartbeat-timeout", "1s", "--keepalive-only", "--stats", "100ms") as echo, echo.client():
+        before = echo.event("stats")["time_ns"]
+        while (stats := echo.event("stats"))["time_ns"] < before + 3_000_000_000:
+            equal((stats["closed"], stats["sent_bytes"]), (0, 0), "closed, and sent by it")
 
 
 @test

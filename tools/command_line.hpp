@@ -9,6 +9,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -45,6 +46,9 @@ class CommandLine {
   CLI::Option* duration(const std::string& name, Duration& into, Duration at_least, const std::string& help);
   CLI::Option* number(const std::string& name, const std::string& unit, std::uint64_t& into, std::uint64_t at_least,
                       std::uint64_t at_most, const std::string& help);
+  /// `take` is given the value, and throws CLI::ValidationError with one clear line for a wrong one.
+  CLI::Option* text(const std::string& name, const std::string& type, const std::string& help,
+                    std::function<void(const std::string&)> take);
   /// One of some words; `into` is its index.
   CLI::Option* choice(const std::string& name, const std::vector<std::string>& words, std::size_t& into, const std::string& help);
   CLI::Option* address(const std::string& name, Address& into, const std::string& help);
@@ -60,8 +64,6 @@ class CommandLine {
 
  private:
   [[nodiscard]] std::string unknown_options() const;
-  CLI::Option* text(const std::string& name, const std::string& type, const std::string& help,
-                    std::function<void(const std::string&)> take);
 
   std::string name_;
   CLI::App app_;

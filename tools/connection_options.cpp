@@ -1,6 +1,7 @@
 #include "connection_options.hpp"
 
 #include <algorithm>
+#include <charconv>
 
 namespace vigil::tools {
 namespace {
@@ -13,10 +14,40 @@ std::string drain_that_ends(const std::string& value) {
   return value == "never" ? "a drain must end: never is not possible" : "";
 }
 
+constexpr const char* ping_unless_told = "ping\n";
+
+/// What a shell can hardly say: \n, \r, \t, \0, \\ and \xHH as in C. Nothing: another one stands there.
+std::optional<std::string> without_escapes(std::string_view text) {
+  std::string plain;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    if (text[at] != '\\') {
+      plain += text[at];
+      continue;
+    }
+    if (++at == text.size()) return std::nullopt;
+    if (text[at] == 'x') {
+      unsigned value = 0;
+      const char* const digits = text.data() + at + 1;
+      const char* const end = text.data() + std::min(at + 3, text.size());
+      const auto [rest, problem] = std::from_chars(digits, end, value, 16);
+      if (problem != std::errc{} || rest != digits + 2) return std::nullopt;
+      plain += static_cast<char>(value);
+      at += 2;
+      continue;
+    }
+    constexpr std::string_view names = "nrt0\\";
+    constexpr std::string_view characters("\n\r\t\0\\", 5);
+    const std::size_t which = names.find(text[at]);
+    if (which == std::string_view::npos) return std::nullopt;
+    plain += characters[which];
+  }
+  return plain;
+}
+
 }  // namespace
 
-ConnectionOptions::ConnectionOptions(CommandLine& command_line, Timeouts& into)
-    : command_line_(command_line), timeouts_(into), grace_(Rate{}.grace), window_(Rate{}.window) {
+ConnectionOptions::ConnectionOptions(CommandLine& command_line, Timeouts& into, HeartbeatOptions& heartbeat)
+    : command_line_(command_line), timeouts_(into), heartbeat_(heartbeat), grace_(Rate{}.grace), window_(Rate{}.window) {
   command_line.heading("Deadlines and rates (each closes the connection for a reason of its own)");
   const auto timeout = [&](const char* name, Timeout& each, const char* help) {
     options_.push_back(command_line.timeout(name, each, help));
@@ -36,9 +67,55 @@ ConnectionOptions::ConnectionOptions(CommandLine& command_line, Timeouts& into)
   options_.insert(options_.end(), {grace_option_, window_option_});
   timeout("--drain-timeout", into.drain, "The other side's end did not come within this, after our own (5s)");
   options_.back()->check(drain_that_ends, "");
+  add_heartbeat();
+}
+
+void ConnectionOptions::add_heartbeat() {
+  command_line_.heading("Heartbeat (finds a peer that is silently gone, and says whether it hangs or can't be reached)");
+  budget_option_ = command_line_.duration("--heartbeat-timeout", heartbeat_budget_, 1ms,
+                                          "Its budget: a peer that gives no sign of life for this long is lost");
+  interval_option_ = command_line_.duration("--heartbeat-interval", heartbeat_interval_, 1ms,
+                                            "A silent peer is pinged this often (a quarter of the budget)");
+  ping_option_ = command_line_.text("--ping", "TEXT", "What to send it; it must answer something, whatever that is (ping\\n)",
+                                    [this](const std::string& value) {
+                                      const auto plain = without_escapes(value);
+                                      if (!plain) {
+                                        throw CLI::ValidationError(
+                                            "--ping", "'" + value + "': after a backslash comes n, r, t, 0, \\ or xHH");
+                                      }
+                                      ping_ = *plain;
+                                    });
+  CLI::Option* const keepalive =
+      command_line_.flag("--keepalive-only", heartbeat_.keepalive_only,
+                         "No pings: the kernel asks the peer's kernel, which answers for a process that hangs too");
+  heartbeat_options_ = {budget_option_, interval_option_, ping_option_, keepalive};
+  options_.insert(options_.end(), heartbeat_options_.begin(), heartbeat_options_.end());
 }
 
 std::optional<int> ConnectionOptions::settle() {
+  if (const auto status = settle_rates()) return status;
+  return settle_heartbeat();
+}
+
+std::optional<int> ConnectionOptions::settle_heartbeat() {
+  if (budget_option_->count() > 0) heartbeat_.budget = heartbeat_budget_;
+  if (interval_option_->count() > 0) heartbeat_.interval = heartbeat_interval_;
+  if (ping_option_->count() > 0) {
+    heartbeat_.ping = ping_;
+  } else if (heartbeat_.budget && !heartbeat_.keepalive_only) {
+    heartbeat_.ping = ping_unless_told;
+  }
+  const Result<HeartbeatPlan> plan = plan_heartbeat(heartbeat_);
+  if (plan) return std::nullopt;
+  std::string given;
+  for (const CLI::Option* each : heartbeat_options_) {
+    if (each->count() > 0) given += (given.empty() ? "" : ", ") + each->get_name();
+  }
+  const char* const hint = heartbeat_.budget ? "" : ": give --heartbeat-timeout too";
+  return command_line_.refuse(given + ": " + plan.error().detail + hint);
+}
+
+std::optional<int> ConnectionOptions::settle_rates() {
   const bool has_rate = least_received_ != Rate::inherited || least_sent_ != Rate::inherited;
   for (const CLI::Option* each : {grace_option_, window_option_}) {
     if (each->count() > 0 && !has_rate) {

@@ -92,6 +92,8 @@ std::optional<std::string> settle_backlog(Settings& settings) {
   constexpr std::size_t least_piece = 1024;  // no reactor receives less at once
   ListenerOptions& listener = settings.echo.server.listener;
   if (settings.echo.message_bytes > listener.backlog_bytes_max) return "--reply-per-message: a reply would pass --backlog-max";
+  if (listener.heartbeat.ping && listener.heartbeat.ping->size() > listener.backlog_bytes_max)
+    return "--ping: it would pass --backlog-max";
   // A bound smaller than the built-in marks moves them below it.
   const std::size_t room = listener.backlog_bytes_max - settings.echo.message_bytes;
   listener.backlog_high_mark_bytes = std::min(listener.backlog_high_mark_bytes, room / 2);
@@ -138,7 +140,7 @@ int main(int argc, char** argv) {
                       "The most that may wait to be sent on a connection (16777216)");
   command_line.choice("--when-backlogged", {"close", "pause"}, when_backlogged,
                       "Before more waits: close the connection, or pause reading (close)");
-  ConnectionOptions common(command_line, listener.timeouts);
+  ConnectionOptions common(command_line, listener.timeouts, listener.heartbeat);
   if (const auto status = command_line.parse(argc, argv)) return *status;
   if (const auto status = common.settle()) return *status;
   if (settings.echo.flood && (message_bytes > 0 || settings.echo.reply_delay > Duration::zero())) {

@@ -215,7 +215,7 @@ int main(int argc, char** argv) {
   command_line.flag("--finish", settings.finish, "Send our end, then read until the peer's");
   command_line.flag("--flood", settings.flood, "Keep the send queue full");
   command_line.number("--read-rate", "BYTES", settings.read_rate, 1, 1'000'000'000'000, "Read at most this many bytes a second");
-  ConnectionOptions common(command_line, connector.timeouts);
+  ConnectionOptions common(command_line, connector.timeouts, connector.heartbeat);
   if (const auto status = command_line.parse(argc, argv)) return *status;
   if (const auto status = common.settle()) return *status;
   if (settings.flood && settings.finish) return command_line.refuse("--finish ends what --flood would send: give one of them");

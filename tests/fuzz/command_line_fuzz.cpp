@@ -223,6 +223,7 @@ struct Echo {
     expect(stats == 0ms || (stats >= 1ms && stats <= ten_years), "--stats is 1 ms to 10 years");
     expect(reply_delay >= 0ms && reply_delay <= ten_years, "--reply-delay is 0 to 10 years");
     expect(static_cast<bool>(validate(timeouts, "listen")), "the timeouts of an accepted command line are valid");
+    expect(static_cast<bool>(plan_heartbeat(heartbeat)), "the heartbeat of an accepted command line holds together");
   }
 
   Address address = Address::from_ipv4({127, 0, 0, 1}, 7000);
@@ -237,7 +238,8 @@ struct Echo {
   std::uint64_t backlog_max = 16 * 1024 * 1024;
   std::size_t when_backlogged = 0;
   CommandLine command_line{"vigil-echo", "Sends back what it receives."};
-  ConnectionOptions common{command_line, timeouts};
+  HeartbeatOptions heartbeat;
+  ConnectionOptions common{command_line, timeouts, heartbeat};
 };
 
 void check_command_line(std::vector<std::string> arguments) {
