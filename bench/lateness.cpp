@@ -3,7 +3,7 @@
 //   bench-lateness [--count N] [--seed N] [--only NAME] [--json]     NAME: the beginning of the names in the first column
 //
 // For each kind of deadline one reactor holds N connections (1,200), N attempts or N listeners at once, with timeouts drawn from
-// 50 to 450 ms. The peers are plain sockets on a thread of their own (lateness_peers.hpp).
+// 50 to 450 ms, a heartbeat's budgets from 2 to 4 s. The peers are plain sockets on a thread of their own (lateness_peers.hpp).
 //
 // When a deadline was due is known from the bench's own clock alone, as its timeout after what it runs from. That happened
 // between two stamps: for a byte received, say, just before the peer's send and on entry to on_receive. Lateness is counted from
@@ -80,6 +80,8 @@ std::optional<Span> a_window_later(const Life& life, Span start, Span good) {
   return Span{start.before + window, start.after + window};
 }
 
+const std::vector<std::pair<double, double>> three_bytes{{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}};
+
 std::vector<Scenario> scenarios() {
   std::vector<Scenario> all;
   all.push_back({.name = "first_byte",
@@ -93,13 +95,13 @@ std::vector<Scenario> scenarios() {
   all.push_back({.name = "receive, from the third byte",
                  .reason = CloseReason::receive_timed_out,
                  .timeouts = [](Duration timeout) { return Timeouts{.receive = timeout}; },
-                 .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
+                 .moments = three_bytes,
                  .act = send_byte,
                  .from = last_byte});
   all.push_back({.name = "message, from open",
                  .reason = CloseReason::message_timed_out,
                  .timeouts = [](Duration timeout) { return Timeouts{.message = timeout}; },
-                 .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
+                 .moments = three_bytes,
                  .act = send_byte,
                  .from = opening});
   all.push_back({.name = "message, from its first byte",
@@ -120,7 +122,7 @@ std::vector<Scenario> scenarios() {
   all.push_back({.name = "receive_rate, in the first window",
                  .reason = CloseReason::receive_too_slow,
                  .timeouts = [](Duration timeout) { return Timeouts{.receive_rate = rate_within(timeout)}; },
-                 .moments = {{0.1, 0.4}, {0.4, 0.7}, {0.7, 1.0}},
+                 .moments = three_bytes,
                  .act = send_byte,
                  .from = opening});
   all.push_back({.name = "receive_rate, after a good window",
@@ -188,6 +190,18 @@ std::vector<Scenario> scenarios() {
                        }));
                      },
                  .from = [](const Life& life, const Peer&) { return life.acted; }});
+  // Who takes every probe and answers none hangs, by its kernel's acknowledgements.
+  for (const bool after_a_byte : {false, true}) {
+    all.push_back({.name = after_a_byte ? "heartbeat, from the third byte" : "heartbeat, from open",
+                   .reason = CloseReason::heartbeat_lost,
+                   .verdict = vigil::Verdict::hung,
+                   .timeouts = [](Duration) { return Timeouts{.receive = never_ends}; },
+                   .heartbeat = [](Duration budget) { return vigil::HeartbeatOptions{.budget = budget, .ping = "ping"}; },
+                   .range = {2s, 4s},
+                   .moments = after_a_byte ? three_bytes : decltype(three_bytes){},
+                   .act = send_byte,
+                   .from = last_byte});
+  }
   for (const bool reset : {false, true}) {
     all.push_back({.name = reset ? "a peer's RST, told" : "a peer's FIN, told",
                    .reason = reset ? CloseReason::peer_reset : CloseReason::peer_finished,

@@ -81,7 +81,10 @@ struct Scenario {
   const char* name;
   CloseReason reason;
   CutShort cut_short = CutShort::none;
+  std::optional<vigil::Verdict> verdict{};
   std::function<Timeouts(Duration)> timeouts;
+  std::function<vigil::HeartbeatOptions(Duration)> heartbeat{};
+  std::pair<Duration, Duration> range{shortest, longest};  // of the timeouts
   std::function<void(vigil::Reactor&, Connection&, Life&)> on_open{};
   std::function<void(Connection&, Life&)> on_receive{};
   std::vector<std::pair<double, double>> moments{};  // when the peer acts: drawn from these shares of the timeout
@@ -121,9 +124,11 @@ inline Row run_scenario(const Scenario& scenario) {
   std::vector<std::unique_ptr<vigil::Listener<Probe>>> listeners;
   std::vector<std::pair<std::uint16_t, Duration>> groups;
   for (std::size_t group = 0; group < group_count; ++group) {
-    const Duration timeout = between(random, shortest, longest);
-    listeners.push_back(std::make_unique<vigil::Listener<Probe>>(
-        run.reactor, vigil::ListenerOptions{.timeouts = scenario.timeouts(timeout)}, [&, group, timeout](Connection& connection) {
+    const Duration timeout = between(random, scenario.range.first, scenario.range.second);
+    vigil::ListenerOptions listener_options{.timeouts = scenario.timeouts(timeout)};
+    if (scenario.heartbeat) listener_options.heartbeat = scenario.heartbeat(timeout);
+    listeners.push_back(
+        std::make_unique<vigil::Listener<Probe>>(run.reactor, listener_options, [&, group, timeout](Connection& connection) {
           lives.push_back({.group = group, .timeout = timeout, .port = connection.peer().port()});
           return Probe{&run, &scenario, &lives.back()};
         }));
@@ -153,7 +158,8 @@ inline Row run_scenario(const Scenario& scenario) {
   for (Life& life : lives) {
     life.loop_delay = run.loop_delay();
     const auto from = scenario.from(life, *peer_of.at({life.group, life.port}));
-    const bool as_expected = life.record.reason == scenario.reason && life.record.cut_short == scenario.cut_short;
+    const bool as_expected = life.record.reason == scenario.reason && life.record.cut_short == scenario.cut_short &&
+                             life.record.verdict == scenario.verdict;
     if (!as_expected) ++row.wrong_reason;
     if (from && as_expected) {
       row.told.push_back({.from = *from,
