@@ -61,6 +61,65 @@ struct Attempts {
   ConnectionHandle attempt;
 };
 
+enum class Ends { by_close, by_shutdown, by_shutdown_at_once };
+
+/// A server's connection, whose handler goes on after the peer's end, takes the first half of what it is given, and lets its test
+/// do the rest; and its peer.
+struct ServedPeer {
+  struct Handler {
+    void on_open(Connection& connection) { scene->served = connection.handle(); }
+    std::size_t on_receive(Connection&, Bytes bytes) { return scene->takes_half ? bytes.size() / 2 : bytes.size(); }
+    void on_peer_finished(Connection& connection) {
+      ++scene->finishes_told;
+      if (scene->at_finish) scene->at_finish(connection);
+    }
+    void on_peer_gone_while_paused(Connection&) { ++scene->gone_told; }
+    void on_close(Connection&, const CloseRecord& record) {
+      scene->records.push_back(record);
+      scene->ended = scene->world.now();
+    }
+    ServedPeer* scene;
+  };
+
+  explicit ServedPeer(const Timeouts& timeouts = {})
+      : listener(reactor, options_with(timeouts), [this](Connection&) { return Handler{this}; }) {
+    REQUIRE(listener.listen("10.0.0.1:7000"));
+    world.attach(reactor);
+    world.run_for(1ms);
+    REQUIRE(served->is_open());
+  }
+
+  static ListenerOptions options_with(const Timeouts& timeouts) {
+    ListenerOptions options;
+    options.timeouts = timeouts;
+    return options;
+  }
+
+  void end(Ends ends) {
+    if (ends == Ends::by_close) CHECK(served->close());
+    if (ends == Ends::by_shutdown) CHECK(reactor.shutdown(1s));
+    if (ends == Ends::by_shutdown_at_once) CHECK(reactor.shutdown(0s));
+    world.run_for(1s);
+  }
+
+  void check_reason(CloseReason reason) const {
+    REQUIRE(records.size() == 1);
+    CHECK(std::string(to_string(records[0].reason)) == to_string(reason));
+  }
+
+  World world;
+  sim::Host& there = world.host("10.0.0.2");
+  bool takes_half = false;
+  Callback<void(Connection&)> at_finish;
+  int finishes_told = 0, gone_told = 0;
+  ConnectionHandle served;
+  std::vector<CloseRecord> records;
+  Instant ended{};
+  Reactor reactor;
+  Listener<Handler> listener;
+  Peer& peer = there.connect("10.0.0.1:7000");
+};
+
 }  // namespace
 
 TEST_SUITE_BEGIN("world");
@@ -181,6 +240,96 @@ TEST_CASE("an attempt that ends with bytes queued resets the peer that its kerne
       CHECK(accepted->error() == (queued || end == End::abort ? ECONNRESET : 0));
       CHECK(accepted->finished() == (!queued && end != End::abort));
     }
+}
+
+TEST_CASE("what a router says of a path that stays broken is why an open connection was lost, port unreachable too") {
+  struct Answer {
+    Way way;
+    int error;
+  };
+  for (const Answer& answer : {Answer{Way::port_unreachable, ECONNREFUSED},
+                               {Way::host_unreachable, EHOSTUNREACH},
+                               {Way::net_unreachable, ENETUNREACH},
+                               {Way::prohibited, EHOSTUNREACH}}) {
+    CAPTURE(answer.error);
+    ServedPeer scene;
+    scene.world.path(scene.world.local(), scene.there).way = answer.way;
+    REQUIRE(scene.served->send("nobody hears"));
+    REQUIRE(scene.world.run_until([&] { return !scene.records.empty(); }, 1h));
+    scene.check_reason(CloseReason::network_unreachable);
+    CHECK(scene.records[0].origin == Origin::network);
+    CHECK(scene.records[0].error_number == answer.error);
+    CHECK(scene.records[0].unacknowledged == 12);
+  }
+}
+
+TEST_CASE("the peer's end that was told stays the reason of a close and of every shutdown") {
+  for (const Ends ends : {Ends::by_close, Ends::by_shutdown, Ends::by_shutdown_at_once}) {
+    CAPTURE(static_cast<int>(ends));
+    ServedPeer scene;
+    scene.peer.finish();
+    scene.world.run_for(1s);
+    CHECK(scene.finishes_told == 1);
+    CHECK(scene.records.empty());
+    scene.end(ends);
+    scene.check_reason(CloseReason::peer_finished);
+  }
+}
+
+TEST_CASE("a reset that was told while reading was paused stays the reason of a close and of every shutdown") {
+  for (const Ends ends : {Ends::by_close, Ends::by_shutdown, Ends::by_shutdown_at_once}) {
+    CAPTURE(static_cast<int>(ends));
+    ServedPeer scene;
+    REQUIRE(scene.served->pause_reading());
+    scene.peer.send("unread");
+    scene.peer.reset();
+    scene.world.run_for(1s);
+    CHECK(scene.gone_told == 1);
+    CHECK(scene.records.empty());
+    scene.end(ends);
+    scene.check_reason(CloseReason::peer_reset);
+    CHECK(scene.records[0].left_unread == 6);
+  }
+}
+
+TEST_CASE("a reset that our own end meets behind the peer's is told: the peer was owed bytes") {
+  for (const bool owed : {true, false}) {
+    CAPTURE(owed);
+    ServedPeer scene;
+    if (owed) {
+      scene.world.path(scene.world.local(), scene.there).way = Way::cut;
+      REQUIRE(scene.served->send("nobody hears"));
+    }
+    scene.at_finish = [&](Connection& connection) {
+      scene.peer.reset();
+      scene.world.spend(10ms);  // it arrives now: no event tells of it before our end is sent
+      CHECK(connection.close());
+    };
+    scene.peer.finish();
+    scene.world.run_for(1s);
+    scene.check_reason(owed ? CloseReason::peer_reset : CloseReason::peer_finished);
+  }
+}
+
+TEST_CASE("bytes left while reading is paused begin a message when the one before is marked, and it stands still") {
+  ServedPeer scene({.message = 3s});
+  scene.takes_half = true;
+  scene.peer.send("first.second");
+  scene.world.run_for(1s);
+  REQUIRE(scene.served->pause_reading());
+  const Instant paused = scene.world.now();
+  scene.world.run_for(10s);
+  REQUIRE(scene.records.empty());
+  scene.served->end_message();
+  scene.world.run_for(10s);
+  REQUIRE(scene.records.empty());
+  REQUIRE(scene.served->resume_reading());
+  const Instant resumed = scene.world.now();
+  REQUIRE(scene.world.run_until([&] { return !scene.records.empty(); }, 1h));
+  scene.check_reason(CloseReason::message_timed_out);
+  CHECK(scene.ended >= resumed + 3s);
+  CHECK(scene.ended <= resumed + 3s + 1ms);
+  CHECK(resumed - paused == 20s);
 }
 
 TEST_SUITE_END();
