@@ -22,12 +22,11 @@ struct Heartbeat {
   Instant next_probe{};           // in this silence
   Instant decides_at{};           // the budget's end; never_due before the first probe
   Instant gives_up_at{};          // and its grace
-  std::uint64_t handed = 0;       // to the kernel, when the first probe was due: what comes after it is this silence's
+  std::uint64_t owed = 0;         // where our stream stood at the first probe, with what waited: beyond it is this silence's
   std::uint64_t acknowledged;     // at the last look
   Instant progress{};             // when that last grew, or the silence began
   Evidence* evidence = nullptr;   // of the last look; null before the first
   std::uint32_t retransmits = 0;  // in all, when the first probe was due
-  bool is_owed = false;           // bytes were on their way when the first probe was due
   Verdict verdict = Verdict::unknown;
 };
 
@@ -107,8 +106,8 @@ struct HeartbeatLife {
     Heartbeat& heartbeat = of(connection);
     const bool grew = acknowledged > heartbeat.acknowledged;
     if (grew) heartbeat.progress = core.now;
-    // What was on its way before the probe holds the probe back: its acknowledgement is the only answer there can be.
-    if (heartbeat.is_owed && grew && heartbeat.acknowledged < heartbeat.handed)
+    // What was there before the probe holds the probe back: its acknowledgement is the only answer there can be.
+    if (grew && heartbeat.acknowledged < heartbeat.owed)
       heartbeat.other_life = std::max(heartbeat.other_life, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
     heartbeat.acknowledged = acknowledged;
     const int unread = ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
@@ -127,8 +126,8 @@ struct HeartbeatLife {
     }
     Evidence& evidence = *heartbeat.evidence;
     evidence.known = sample.known && sample.connected;
-    evidence.sent_in_silence = connection.handed_to_kernel() - heartbeat.handed;
-    evidence.acknowledged_in_silence = acknowledged > heartbeat.handed;
+    evidence.sent_in_silence = std::max(connection.handed_to_kernel(), heartbeat.owed) - heartbeat.owed;
+    evidence.acknowledged_in_silence = acknowledged > heartbeat.owed;
     evidence.unacknowledged_segments = sample.unacked;
     evidence.not_transmitted_bytes = sample.notsent_bytes;
     evidence.retransmits = sample.retransmits;
@@ -152,8 +151,7 @@ struct HeartbeatLife {
     }
     Heartbeat& heartbeat = of(connection);
     if (heartbeat.decides_at == never_due) {
-      heartbeat.handed = connection.handed_to_kernel();
-      heartbeat.is_owed = connection.backlog_bytes() != 0 || acknowledged != heartbeat.handed;
+      heartbeat.owed = connection.handed_to_kernel() + connection.backlog_bytes();
       heartbeat.retransmits = sample.total_retrans;
       heartbeat.progress = heartbeat.silence;
     }

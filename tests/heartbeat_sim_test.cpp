@@ -225,6 +225,28 @@ TEST_CASE("our own stop, longer than the budget, loses nobody") {
   }
 }
 
+TEST_CASE("bytes that wait in our own queue are owed too: their acknowledgement is life, also when a loop that slept looks first") {
+  std::mt19937_64 random(test::seed_of("sleeping senders"));
+  for (int round = 0; round < 20; ++round) {
+    Scene scene(within(6s), random());
+    scene.answers = false;
+    scene.world.path(scene.world.local(), scene.there).bytes_per_second = 200'000;
+    const ConnectionHandle sender = scene.kept.connection;
+    scene.world.after(1ms, [&] { sender->send(std::string(15'000'000, 'x')); });
+    scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 10'000'000'000)));
+    // While another one is accepted the kernel's queue drains, and nobody fills it before the heartbeat is due.
+    scene.kept.on_open = [&](Connection&) { scene.world.spend(10s); };
+    scene.there.connect("10.0.0.1:7000").on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+    scene.world.run_for(30s);
+    CHECK(scene.kept.records.empty());
+    CHECK(sender->backlog_bytes() > 0);
+    scene.there.hang();
+    scene.world.run_for(20s);
+    REQUIRE(scene.kept.records.size() == 2);
+    CHECK(scene.kept.records[0].verdict != scene.kept.records[1].verdict);  // the sender's window is closed
+  }
+}
+
 TEST_CASE("with reading paused, bytes that the kernel received are life, and nothing else is") {
   Scene scene(within(10s));
   scene.answers = false;
