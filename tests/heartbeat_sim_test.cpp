@@ -225,7 +225,7 @@ TEST_CASE("our own stop, longer than the budget, loses nobody") {
   }
 }
 
-TEST_CASE("bytes that wait in our own queue are owed too: their acknowledgement is life, also when a loop that slept looks first") {
+TEST_CASE("bytes in our own queue are owed too: their acknowledgement is life, also when a loop that slept looks first") {
   std::mt19937_64 random(test::seed_of("sleeping senders"));
   for (int round = 0; round < 20; ++round) {
     Scene scene(within(6s), random());
