@@ -65,8 +65,11 @@ Value must(vigil::Result<Value> result) {
 
 // --- the server
 
-constexpr char answer = '.', broadcast = 'b';                                      // what a peer says
-constexpr char tell_of_it = 't', wait_for_more = 'w', go_on = 'g', end_now = 'e';  // what the server is told to do
+constexpr char answer = '.', broadcast = 'b';  // what a peer says
+constexpr char tell_of_it = 't', send_some = 's', wait_for_more = 'w', go_on = 'g',
+               end_now = 'e';  // what the server is told to do
+
+constexpr std::size_t some_connections = 256;
 
 struct Report {
   std::uint16_t port;
@@ -87,6 +90,10 @@ struct Idle {
   vigil::Reactor* reactor;
   Report* report;
   std::uint64_t* last_turn;
+  std::vector<vigil::ConnectionHandle>* some;
+  void on_open(vigil::Connection& connection) const {
+    if (some->size() < some_connections) some->push_back(connection.handle());
+  }
   void on_receive(vigil::Connection&, vigil::Bytes bytes) {
     if (bytes.text().find(broadcast) == std::string_view::npos) return;
     ++report->heard_broadcast;
@@ -108,11 +115,13 @@ char next_order(int control) {
 int serve(int control, bool with_heartbeat) {
   Report report{};
   std::uint64_t last_turn = 0;
+  std::vector<vigil::ConnectionHandle> some;
+  some.reserve(some_connections);
   vigil::Reactor reactor({.events_per_wait = 65'536});
   vigil::HeartbeatOptions heartbeat;
   if (with_heartbeat) heartbeat = {.budget = 4 * interval, .interval = interval, .ping = "ping"};
   vigil::Listener<Idle> listener(reactor, {.timeouts = {.receive = 1h}, .heartbeat = heartbeat}, [&](vigil::Connection&) {
-    return Idle{&reactor, &report, &last_turn};
+    return Idle{&reactor, &report, &last_turn, &some};
   });
   if (auto bound = listener.listen("127.0.0.1:0"); !bound) return vigil::report(bound.error());
   report.port = must(listener.address()).port();
@@ -128,6 +137,8 @@ int serve(int control, bool with_heartbeat) {
     const char order = next_order(control);
     if (order == end_now) reactor.stop();
     if (order == tell_of_it) tell();
+    if (order == send_some)
+      for (const vigil::ConnectionHandle& connection : some) connection->send(".");
     if (order != wait_for_more) return;
     // In a task, behind what this turn dispatches: all that comes meanwhile is for the next.
     const auto posted = reactor.post([&] {
@@ -219,6 +230,7 @@ class Peers {
         const int peer = events[static_cast<std::size_t>(index)].data.fd;
         std::array<char, 64> probe;
         if (recv(peer, probe.data(), probe.size(), 0) <= 0) die("a connection has ended: recv");
+        if (probe[0] != 'p') continue;
         if (arrived < counts.size()) ++counts[arrived];
         say(peer, answer);
       }
@@ -271,11 +283,13 @@ void print(const char* when, const Report& before, const Report& now) {
               each(before.resident_bytes, now.resident_bytes));
 }
 
+/// Something is sent on some of them at once, so that the reactor has the buffers that it keeps for reuse (1 MiB for all
+/// together) with heartbeats and without.
 Report when_all_are_open(const Server& server) {
-  for (;;) {
-    const Report report = server.report();
-    if (report.opened == connections) return report;
+  while (server.report().opened < connections) {
   }
+  server.tell(send_some);
+  return server.report();
 }
 
 [[noreturn]] void usage() {
