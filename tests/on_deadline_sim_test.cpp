@@ -149,7 +149,7 @@ TEST_CASE("more time counts once: with the next byte, message or acknowledgement
     if (is_rate(kind.deadline)) again = questions.at[0] + 1h;
     world.run_for(2h);
     if (kind.deadline == Deadline::receive_rate || kind.deadline == Deadline::send_rate) {
-      world.check_end(peer, kind.reason, again, timeout / 8 + 2 * tick);  // the bytes came before its window opened
+      world.check_end(peer, kind.reason, again, timeout / 8 + tick);  // the bytes came before its window opened
     } else {
       world.check_end(peer, kind.reason, again + timeout, late_at_most(kind));
     }

@@ -72,17 +72,17 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
       if (!outstanding) break;
       due = due_at(send_from(truth, true), send_timeout(closing_ || closes_with_peer(truth)));
       if (due != never_due && now > due + tick_) {
-        // The timeout itself is rounded up to a tick, and so is the sample, which may be one of the timeout before.
+        // The last sample may be one of the timeout before.
         const Instant from = send_from(truth, true);
         const bool is_new = changed_at_[static_cast<std::size_t>(kind)] > from && !send_before_.is_never();
         const Duration longest = std::max(send_timeout(true).duration(), is_new ? send_before_.duration() : Duration{});
-        extra = longest / 8 + tick_ + delays.since(from);
+        extra = std::max(longest / 8, tick_) + delays.since(from);
       }
       break;
     case Deadline::send_rate:
       if (outstanding && !timeouts_.send_rate.is_never())
         rate_due(std::max({outstanding_since_, truth.last_acknowledged, send_rate_not_before_, send_rate_extended_to_}),
-                 timeouts_.send_rate, timeouts_.send_rate.window / 8 + tick_);
+                 timeouts_.send_rate, std::max(timeouts_.send_rate.window / 8, tick_));
       break;
     case Deadline::drain:
       if (closing_) {

@@ -114,8 +114,8 @@ enum class Deadline : std::uint8_t {
   message,     ///< from the beginning of a message until its end (Connection::begin_message, end_message); never marked, all that
                ///< is received is one message, begun at open
   receive_rate,  ///< a Rate of bytes received, while a message has begun
-  send,       ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled every eighth of the
-              ///< timeout: never early, at most an eighth and a tick late
+  send,       ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled within every eighth
+              ///< of the timeout: never early, at most an eighth (or a tick, if that is more) and a tick late
   send_rate,  ///< a Rate of bytes acknowledged, while some are outstanding. A window in which all was acknowledged that was
               ///< outstanding at its beginning is not too slow, however few bytes that were. Sampled as `send`
   drain,      ///< of a graceful close: from our end until the peer's
