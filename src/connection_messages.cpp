@@ -54,16 +54,17 @@ namespace {
 std::uint64_t sum(std::uint64_t count, std::uint64_t more) { return count > UINT64_MAX - more ? UINT64_MAX : count + more; }
 
 /// Opens the window that follows, judges the one that has passed. A loop that stood still judges nobody: the peer may have been
-/// kept from sending, or we from asking it.
-void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::uint64_t count, std::uint64_t at_most) {
-  if (window.is_open()) {
-    if (core.now < window.end) return;
-    const bool stalled = core.now - window.end >= ReactorCore::stall_length || core.last_stall > window.end - rate.window;
-    if (count < window.target && !stalled) return;  // too slow: due
-  } else if (core.now < window.opens_at) {
-    return;
-  }
-  window.end = core.now + rate.window;
+/// kept from sending, or we from asking it. `counted_at`: when `count` has grown last.
+void roll(const ReactorCore& core, RateWindow& window, const Rate& rate, std::uint64_t count, Instant counted_at,
+          std::uint64_t at_most) {
+  const Instant over = window.is_open() ? window.end : window.opens_at;
+  if (core.now < over) return;
+  const Duration late = core.now - over;
+  const bool stalled = late >= ReactorCore::stall_length || (window.is_open() && core.last_stall > over - rate.window);
+  if (window.is_open() && count < window.target && !stalled) return;  // too slow: due
+  // The next one follows at once, unless what was counted meanwhile would be missing from it.
+  const bool follows = counted_at < over && !stalled && late < rate.window;
+  window.end = (follows ? over : core.now) + rate.window;
   const std::uint64_t wanted = std::min(rate.bytes_per_window(), at_most);
   window.target = sum(count, wanted);
 }
@@ -98,11 +99,12 @@ void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (!timeouts.receive_rate.is_never() && receive_clocks_run(connection) && !connection.has(Connection::awaits_message)) {
     side->received = receive_window(connection);
-    roll(core, side->received, timeouts.receive_rate, connection.received_, UINT64_MAX);
+    roll(core, side->received, timeouts.receive_rate, connection.received_, connection.last_received_, UINT64_MAX);
   }
   if (!timeouts.send_rate.is_never() && send_clock_runs(connection)) {
     const std::uint64_t given = connection.handed_to_kernel_ + connection.queued_bytes_;
-    roll(core, side->acknowledged, timeouts.send_rate, side->acknowledged_bytes, given - side->acknowledged_bytes);
+    // What was given, and was to be acknowledged, when the window before was over is not known.
+    roll(core, side->acknowledged, timeouts.send_rate, side->acknowledged_bytes, core.now, given - side->acknowledged_bytes);
   }
 }
 

@@ -48,9 +48,9 @@ Timeouts timeouts_of(const Kind& kind, Duration timeout) {
   return timeouts;
 }
 
-/// Beyond the instant it is due: those of sending are sampled, and a window opens at a tick and is judged at another.
+/// Beyond the instant it is due: those of sending are sampled, and a window of theirs opens at a tick and is judged at another.
 Duration late_at_most(const Kind& kind, Duration timeout) {
-  return tick + (is_of_sending(kind) ? timeout / 8 : 0ns) + (is_rate(kind.deadline) ? tick : 0ns);
+  return tick + (is_of_sending(kind) ? timeout / 8 : 0ns) + (kind.deadline == Deadline::send_rate ? tick : 0ns);
 }
 
 /// The deadline runs from now on. Returns the descriptor.

@@ -66,6 +66,36 @@ TEST_CASE("within the grace nothing is judged; exactly enough bytes in each wind
   }
 }
 
+TEST_CASE("windows of receiving follow one another: that each is judged with a tick's delay adds up to nothing") {
+  const Rate rate{.bytes_per_second = 100, .window = 10'300us, .grace = 2'700us};  // two bytes a window, which ends between ticks
+  DeadlineWorld world(with(Deadline::receive_rate, rate));
+  world.kernel.advance(400us);
+  const Instant opened = world.kernel.now();
+  const int peer = world.accept();
+  for (int window = 0; window < 200; ++window) {
+    world.run_until(opened + rate.grace + window * rate.window + 5ms);
+    REQUIRE_FALSE(world.is_over(peer));
+    world.kernel.peer_sends(peer, "xy");
+  }
+  world.run_for(1s);
+  world.check_end(peer, CloseReason::receive_too_slow, opened + rate.grace + 201 * rate.window);
+}
+
+TEST_CASE("what comes between a window's end and its judging is not missing from the next") {
+  const Rate rate{.bytes_per_second = 100, .window = 10'300us, .grace = 0s};
+  DeadlineWorld world(with(Deadline::receive_rate, rate));
+  const Instant opened = world.kernel.now();
+  const int peer = world.accept();
+  world.run_until(opened + 5ms);
+  world.kernel.peer_sends(peer, "xy");
+  world.kernel.at(opened + rate.window + 100us, [&] { world.kernel.peer_sends(peer, "ab"); });
+  world.run_until(opened + rate.window + 200us);
+  CHECK(world.story.received[peer] == "xyab");
+  const Instant judged = opened + 11ms;  // the window that begins here has none, and no earlier one had too few
+  world.run_for(1s);
+  world.check_end(peer, CloseReason::receive_too_slow, judged + rate.window);
+}
+
 TEST_CASE("bytes of the grace count for no window") {
   for (const Deadline kind : both) {
     INFO(std::string(to_string(kind)));

@@ -85,8 +85,9 @@ inline constexpr Timeout never = Timeout::never();  ///< wait for as long as it 
 inline constexpr Duration shortest_timeout = std::chrono::milliseconds(1);
 inline constexpr Duration longest_timeout = std::chrono::years(10);
 
-/// The least that a stream must move: in each full window fewer bytes are too slow. Windows follow one another, each from when
-/// the one before was judged; the first begins after a grace.
+/// The least that a stream must move: in each full window fewer bytes are too slow. Windows follow one another, the first after a
+/// grace. Only where bytes came between a window's end and its judging, or the loop stood still, and always for send_rate, does
+/// the next begin with the judging: a tick later at most, beyond the loop's own delay.
 struct Rate {
   static constexpr std::uint64_t inherited = std::numeric_limits<std::uint64_t>::max();
 
