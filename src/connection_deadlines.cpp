@@ -202,9 +202,10 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   Due deadline = earliest_deadline(connection);
   if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
     // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
-    // the receive go on until the kernel has no more.
+    // the receive go on until the kernel has no more. Where reading is held an end that has come is asked for.
     const Duration late = std::min(core.now - deadline.at, core.last_stall_length);
-    ready(core, connection, {Readiness::readable | Readiness::urgent});
+    const unsigned end = connection.has(held) && !connection.has(Connection::peer_finished) ? Readiness::ended : 0U;
+    ready(core, connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | end)});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
     const bool came_late =
@@ -214,8 +215,12 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   sample_progress(core, connection);
   roll_windows(core, connection);
   if (connection.policy_->heartbeat != nullptr) {
+    const Instant looked = core.now;
     connection.policy_->heartbeat->look(core, connection);
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
+    // What has become due while on_ping_due took its time is judged in the next turn, when the kernel has been asked.
+    const Instant at = earliest_deadline(connection).at;
+    if (at > looked && at <= core.now) return core.arm(connection, at);
   }
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {

@@ -46,7 +46,8 @@ void ConnectionLife::count_discarded(Connection& connection, std::uint64_t size)
 /// A read answers what is to be delivered, and nothing else is to be thought of.
 inline bool ConnectionLife::is_plain(const Connection& connection, Readiness readiness) {
   constexpr unsigned not_plain = Connection::closing | Connection::peer_finished | Connection::end_hinted |
-                                 Connection::error_latched | held | Connection::has_tail | Connection::tail_wanted;
+                                 Connection::error_latched | held | Connection::has_tail | Connection::tail_wanted |
+                                 Connection::probed;
   constexpr unsigned plain = Connection::is_established | Connection::tcp;
   return (readiness.bits & ~Readiness::writable) == Readiness::readable && (connection.flags_ & (not_plain | plain)) == plain;
 }
@@ -75,6 +76,7 @@ void ConnectionLife::receive(ReactorCore& core, Connection& connection, Readines
     const auto size = static_cast<std::size_t>(returned);
     core.make_room_for_stamp();
     core.stamp_soon(&connection.last_received_);
+    if (connection.has(Connection::probed)) connection.policy_->heartbeat->answered(core, connection);
     if (connection.has(Connection::closing)) {
       count_received(core, connection, size);
       count_discarded(connection, size);
@@ -184,6 +186,7 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
   if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
+  if (connection.has(Connection::probed)) connection.policy_->heartbeat->handed_over(core, connection);
   write_out(core, connection);
 }
 

@@ -36,6 +36,8 @@ struct HeartbeatThunks {
   void (*look)(ReactorCore& core, Connection& connection);                                         // a probe may be due
   void (*expire)(ReactorCore& core, Connection& connection);                                       // the budget has ended
   bool (*explains)(ReactorCore& core, Connection& connection, int error, std::uint8_t operation);  // and has ended it
+  void (*handed_over)(ReactorCore& core, Connection& connection);  // with Connection::probed: what waits leaves now
+  void (*answered)(ReactorCore& core, Connection& connection);     // with Connection::probed: a byte was received
   void (*tell)(const Connection& connection, CloseRecord& record);
 };
 extern const HeartbeatThunks heartbeat_thunks;
@@ -224,9 +226,16 @@ struct ConnectionLife {
   // What the heartbeat asks of one.
   [[nodiscard]] static const ConnectionPolicy& policy_of(const Connection& connection) { return *connection.policy_; }
   [[nodiscard]] static Instant last_received(const Connection& connection) { return connection.last_received_; }
+  static void expect_answer(Connection& connection) { connection.set(Connection::probed); }
+  static void expect_no_answer(Connection& connection) { connection.clear(Connection::probed); }
   [[nodiscard]] static bool holds_reading(const Connection& connection) { return connection.has(held); }
   [[nodiscard]] static bool expects_life(const Connection& connection) {
-    return connection.stage_ == Connection::Stage::open && !connection.has(Connection::closing | Connection::peer_finished);
+    constexpr unsigned ended = Connection::closing | Connection::peer_finished | Connection::finish_wanted;
+    return connection.stage_ == Connection::Stage::open && !connection.has(ended);
+  }
+  /// Behind what is not read while reading is held.
+  [[nodiscard]] static bool end_waits(const Connection& connection) {
+    return connection.has(held) && connection.has(Connection::end_hinted);
   }
 
   [[nodiscard]] static ConnectionBirth& birth_of(Connection& connection) {

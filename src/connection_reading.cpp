@@ -48,6 +48,7 @@ void ConnectionLife::release_reading(ReactorCore& core, Connection& connection, 
   if (!connection.has(held)) return;
   connection.clear(causes);
   if (connection.has(held)) return;
+  connection.clear(Connection::probed);  // an answer that waited says nothing of the peer's speed
   ConnectionSide& side = *connection.side_;
   const Instant now = core.read_clock();
   const Duration stood = now - side.paused_at;

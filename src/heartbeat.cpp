@@ -6,31 +6,48 @@
 // silence has its own random phase; from it on the budget may run out, but never before the peer had budget - interval to answer.
 //
 // What is decided from the evidence stands in verdict.cpp, what follows from the options in heartbeat_options.cpp.
+#include <sys/socket.h>
+
 #include <algorithm>
+#include <cstdint>
 #include <new>
 
 #include "connection_life.hpp"
+#include "vigil/phi_accrual.hpp"
 #include "vigil/verdict.hpp"
 
 namespace vigil {
 
-/// Of one connection, from its open on.
-struct Heartbeat {
-  std::uint64_t number;           // of the connection, for its phases
-  Instant other_life{};           // a sign of life that was no byte received
-  Instant silence{};              // the sign of life from which what follows counts
-  Instant next_probe{};           // in this silence
-  Instant decides_at{};           // the budget's end; never_due before the first probe
-  Instant gives_up_at{};          // and its grace
-  std::uint64_t owed = 0;         // where our stream stood at the first probe, with what waited: beyond it is this silence's
-  std::uint64_t acknowledged;     // at the last look
-  Instant progress{};             // when that last grew, or the silence began
-  Evidence* evidence = nullptr;   // of the last look; null before the first
-  std::uint32_t retransmits = 0;  // in all, when the first probe was due
-  Verdict verdict = Verdict::unknown;
+/// What is gathered from the first probe of a silence until the next sign of life.
+struct Doubt {
+  Instant probed_at;           // by that probe; never_due: none was sent, for bytes that wait would have held it back
+  std::uint64_t handed;        // to the kernel by then: what comes after it is this silence's
+  std::uint64_t acknowledged;  // at the last look
+  Instant progress;            // when that last grew, or the silence began
+  std::uint32_t retransmits;   // in all, by then
+  std::uint32_t owed_to;       // Heartbeat::said_to by then
+  Evidence evidence;           // of the last look
 };
 
-static_assert(sizeof(Heartbeat) <= ReactorCore::heartbeat_block_bytes && sizeof(Evidence) <= ReactorCore::heartbeat_block_bytes);
+/// Of one connection, from its open on.
+struct Heartbeat {
+  Instant other_life{};            // a sign of life that was no byte received
+  Instant silence{};               // the sign of life from which what follows counts
+  Instant next_probe{};            // in this silence
+  Instant decides_at = never_due;  // the budget's end, or what phi makes of it; never_due before the first probe
+  Instant gives_up_at{};           // the budget's end and its grace
+  Doubt* doubt = nullptr;          // null before the first probe, or for want of memory: then nothing is known
+  AnswerTimes* answers = nullptr;  // of all its silences, for phi; null before the first
+  std::uint32_t phase_seed = 0;    // of the connection
+  // Of the bytes given to send(), modulo 2^32: up to where they are no probe's, or older than one that is; and where probes end.
+  std::uint32_t said_to = 0, pinged_to = 0;
+  Verdict verdict = Verdict::unknown;
+  bool leaves = false;  // the first probe waits for the turn to hand it to the kernel
+};
+
+// With the pointer to it, what a heartbeat costs an idle connection; an allocator may add 16 bytes.
+static_assert(sizeof(Heartbeat) <= ReactorCore::heartbeat_block_bytes);
+static_assert(sizeof(Doubt) <= ReactorCore::doubt_block_bytes && sizeof(AnswerTimes) <= ReactorCore::answers_block_bytes);
 
 namespace {
 
@@ -42,24 +59,24 @@ struct HeartbeatLife {
     void* block = core.heartbeats.take();
     if (block == nullptr) return false;
     auto* heartbeat = ::new (block) Heartbeat{};
-    heartbeat->number = core.counters.opened;
-    heartbeat->decides_at = never_due;
+    heartbeat->phase_seed = static_cast<std::uint32_t>(core.counters.opened);
     ConnectionLife::birth_of(connection).heartbeat = heartbeat;
-    begin_silence(connection);
+    begin_silence(core, connection);
     return true;
   }
 
   static void drop(ReactorCore& core, Connection& connection) {
     Heartbeat*& heartbeat = ConnectionLife::birth_of(connection).heartbeat;
     if (heartbeat == nullptr) return;
-    forget_evidence(core, *heartbeat);
+    drop_doubt(core, *heartbeat);
+    if (heartbeat->answers != nullptr) core.answers.give_back(heartbeat->answers);
     core.heartbeats.give_back(heartbeat);
     heartbeat = nullptr;
   }
 
-  static void forget_evidence(ReactorCore& core, Heartbeat& heartbeat) {
-    if (heartbeat.evidence != nullptr) core.heartbeats.give_back(heartbeat.evidence);
-    heartbeat.evidence = nullptr;
+  static void drop_doubt(ReactorCore& core, Heartbeat& heartbeat) {
+    if (heartbeat.doubt != nullptr) core.doubts.give_back(heartbeat.doubt);
+    heartbeat.doubt = nullptr;
   }
 
   static Instant last_life(const Connection& connection) {
@@ -69,7 +86,7 @@ struct HeartbeatLife {
   /// Half an interval to a whole one after the sign of life, another each time, and another for each connection: many that fell
   /// silent together do not ping together.
   static Instant first_probe_after(const Connection& connection, Instant life) {
-    std::uint64_t mixed = ConnectionLife::policy_of(connection).heartbeat_seed ^ of(connection).number * 0x9E3779B97F4A7C15U ^
+    std::uint64_t mixed = ConnectionLife::policy_of(connection).heartbeat_seed ^ of(connection).phase_seed * 0x9E3779B97F4A7C15U ^
                           static_cast<std::uint64_t>(life.time_since_epoch().count());
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9U;  // splitmix64's finalizer (Steele, Lea, Flood 2014)
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EBU;
@@ -78,11 +95,14 @@ struct HeartbeatLife {
     return life + half + Duration(static_cast<std::int64_t>(mixed % static_cast<std::uint64_t>(half.count() + 1)));
   }
 
-  static void begin_silence(Connection& connection) {
+  static void begin_silence(ReactorCore& core, Connection& connection) {
     Heartbeat& heartbeat = of(connection);
+    drop_doubt(core, heartbeat);
+    ConnectionLife::expect_no_answer(connection);
     heartbeat.silence = last_life(connection);
     heartbeat.next_probe = first_probe_after(connection, heartbeat.silence);
     heartbeat.decides_at = never_due;
+    heartbeat.leaves = false;
   }
 
   /// Not once the peer's stream has ended, or ours is being ended: other deadlines see to that.
@@ -92,7 +112,7 @@ struct HeartbeatLife {
   static bool is_silent(const Connection& connection) { return of(connection).silence == last_life(connection); }
 
   static Instant budget_ends(const Connection& connection) {
-    return runs(connection) && is_silent(connection) ? of(connection).decides_at : never_due;
+    return runs(connection) && is_silent(connection) && !of(connection).leaves ? of(connection).decides_at : never_due;
   }
 
   static Instant next_look(const Connection& connection) {
@@ -104,40 +124,79 @@ struct HeartbeatLife {
   /// Looks at what the own kernel knows. True: it knows of life that nobody has read.
   static bool hears_of_life(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
     Heartbeat& heartbeat = of(connection);
-    const bool grew = acknowledged > heartbeat.acknowledged;
-    if (grew) heartbeat.progress = core.now;
-    // What was there before the probe holds the probe back: its acknowledgement is the only answer there can be.
-    if (grew && heartbeat.acknowledged < heartbeat.owed)
-      heartbeat.other_life = std::max(heartbeat.other_life, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
-    heartbeat.acknowledged = acknowledged;
+    if (Doubt* doubt = heartbeat.doubt; doubt != nullptr && acknowledged > doubt->acknowledged) {
+      doubt->progress = core.now;
+      // What was on its way before the probe holds the probe back: its acknowledgement is the only answer there can be. That of
+      // an earlier probe is none: the kernel of a process that hangs sends it too.
+      if (static_cast<std::int32_t>(doubt->owed_to - static_cast<std::uint32_t>(doubt->acknowledged)) > 0)
+        lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
+      doubt->acknowledged = acknowledged;
+    }
     const int unread = ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
-    if (unread > 0 && sample.known)
-      heartbeat.other_life = std::max(heartbeat.other_life, core.now - std::chrono::milliseconds(sample.last_data_recv_ms));
-    // The kernel counts in milliseconds, up to one late: the silence only begins anew where it was well before.
-    return last_life(connection) > heartbeat.silence + std::chrono::milliseconds(2);
+    if (unread > 0 && sample.known) {
+      lived_at(connection, core.now - std::chrono::milliseconds(sample.last_data_recv_ms));
+      // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
+      if (fills_buffer(connection, unread)) lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
+    }
+    return !is_silent(connection);
+  }
+
+  /// The window closes with less in the buffer than its size, which counts what the kernel needs around the bytes.
+  static bool fills_buffer(const Connection& connection, int unread) {
+    int size = 0;
+    socklen_t length = sizeof size;
+    const bool known = sys::get_option(connection.descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0;
+    return known && unread >= size / 4;
+  }
+
+  /// The kernel counts in milliseconds, and each look at the same sign of life sees it a little elsewhere: it is another one only
+  /// where it came well after the last.
+  static void lived_at(const Connection& connection, Instant at) {
+    if (at > last_life(connection) + std::chrono::milliseconds(2)) of(connection).other_life = at;
+  }
+
+  static void begin_doubt(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
+    Heartbeat& heartbeat = of(connection);
+    void* block = core.doubts.take();
+    if (block == nullptr) return;
+    note_what_was_said(connection);
+    heartbeat.doubt = ::new (block) Doubt{.probed_at = never_due,
+                                          .handed = connection.handed_to_kernel(),
+                                          .acknowledged = acknowledged,
+                                          .progress = heartbeat.silence,
+                                          .retransmits = sample.total_retrans,
+                                          .owed_to = heartbeat.said_to,
+                                          .evidence = {}};
+  }
+
+  static std::uint32_t given(const Connection& connection) {
+    return static_cast<std::uint32_t>(connection.handed_to_kernel() + connection.backlog_bytes());
+  }
+  /// Before a probe: whether something else was said since the last one.
+  static void note_what_was_said(const Connection& connection) {
+    Heartbeat& heartbeat = of(connection);
+    if (given(connection) != heartbeat.pinged_to) heartbeat.said_to = given(connection);
   }
 
   static void take_evidence(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
-    Heartbeat& heartbeat = of(connection);
-    if (heartbeat.evidence == nullptr) {
-      void* block = core.heartbeats.take();
-      if (block == nullptr) return;
-      heartbeat.evidence = ::new (block) Evidence;
-    }
-    Evidence& evidence = *heartbeat.evidence;
+    const Heartbeat& heartbeat = of(connection);
+    Doubt& doubt = *heartbeat.doubt;
+    Evidence& evidence = doubt.evidence;
     evidence.known = sample.known && sample.connected;
-    evidence.sent_in_silence = std::max(connection.handed_to_kernel(), heartbeat.owed) - heartbeat.owed;
-    evidence.acknowledged_in_silence = acknowledged > heartbeat.owed;
+    evidence.sent_in_silence = connection.handed_to_kernel() - doubt.handed;
+    evidence.acknowledged_in_silence = acknowledged > doubt.handed;
     evidence.unacknowledged_segments = sample.unacked;
     evidence.not_transmitted_bytes = sample.notsent_bytes;
     evidence.retransmits = sample.retransmits;
-    evidence.retransmits_in_silence = sample.total_retrans - heartbeat.retransmits;
+    evidence.retransmits_in_silence = sample.total_retrans - doubt.retransmits;
     evidence.probes = sample.probes;
     if (sample.window_known) evidence.window_bytes = sample.snd_wnd;
     evidence.round_trip = std::chrono::microseconds(sample.rtt_us);
     evidence.retransmit_timeout = std::chrono::microseconds(sample.rto_us);
     evidence.last_acknowledgement = std::chrono::milliseconds(sample.last_ack_recv_ms);
-    evidence.without_progress = core.now - std::max(heartbeat.progress, heartbeat.silence);
+    evidence.without_progress = core.now - std::max(doubt.progress, heartbeat.silence);
+    if (phi_speaks(connection) && doubt.probed_at != never_due)
+      evidence.phi = phi(core.now - doubt.probed_at, heartbeat.answers->mean(), answers_deviate(connection));
   }
 
   /// One look at the kernel. False: there was life, and a new silence has begun.
@@ -145,68 +204,137 @@ struct HeartbeatLife {
     const sys::TcpSample sample = sys::tcp_sample(connection.descriptor());
     const std::uint64_t acknowledged = connection.handed_to_kernel() - ConnectionLife::in_flight(connection);
     if (hears_of_life(core, connection, sample, acknowledged)) {
-      forget_evidence(core, of(connection));
-      begin_silence(connection);
+      begin_silence(core, connection);
       return false;
     }
-    Heartbeat& heartbeat = of(connection);
-    if (heartbeat.decides_at == never_due) {
-      heartbeat.owed = connection.handed_to_kernel() + connection.backlog_bytes();
-      heartbeat.retransmits = sample.total_retrans;
-      heartbeat.progress = heartbeat.silence;
-    }
-    take_evidence(core, connection, sample, acknowledged);
+    if (of(connection).decides_at == never_due) begin_doubt(core, connection, sample, acknowledged);
+    if (of(connection).doubt != nullptr) take_evidence(core, connection, sample, acknowledged);
     return true;
+  }
+
+  // --- phi: what the peer's earlier answers say of this one
+
+  static bool phi_speaks(const Connection& connection) {
+    const HeartbeatPlan& plan = plan_of(connection);
+    const AnswerTimes* answers = of(connection).answers;
+    return plan.phi && answers != nullptr && answers->count() >= plan.phi->least_answers;
+  }
+  static Duration answers_deviate(const Connection& connection) {
+    return std::max(of(connection).answers->deviation(), plan_of(connection).phi->least_deviation);
+  }
+
+  /// How long after the first probe it reaches its threshold; the budget's length at most.
+  static Duration phi_reached_after(const Connection& connection) {
+    const HeartbeatPlan& plan = plan_of(connection);
+    if (!phi_speaks(connection)) return plan.budget;
+    const double deviations = plan.phi_deviations * static_cast<double>(answers_deviate(connection).count());
+    if (deviations >= static_cast<double>(plan.budget.count())) return plan.budget;
+    const Duration reached = of(connection).answers->mean() + Duration(static_cast<std::int64_t>(deviations));
+    return std::min(std::max(reached, plan.phi_from), plan.budget);
+  }
+
+  static void learn(ReactorCore& core, Heartbeat& heartbeat, Duration took) {
+    if (heartbeat.answers == nullptr) {
+      void* block = core.answers.take();
+      if (block == nullptr) return;
+      heartbeat.answers = ::new (block) AnswerTimes;
+    }
+    heartbeat.answers->add(took);
+  }
+
+  // --- a silence
+
+  /// The first byte received after a probe: the silence is over before the node comes to it.
+  static void answered(ReactorCore& core, Connection& connection) {
+    ConnectionLife::expect_no_answer(connection);
+    if (!runs(connection)) return;
+    Heartbeat& heartbeat = of(connection);
+    const Instant now = core.read_clock();  // stores the stamp of that byte
+    const bool asked = heartbeat.doubt != nullptr && heartbeat.doubt->probed_at != never_due;
+    if (plan_of(connection).phi && asked) learn(core, heartbeat, now - heartbeat.doubt->probed_at);
+    begin_silence(core, connection);
+    ConnectionLife::rearm(core, connection);
   }
 
   static void look(ReactorCore& core, Connection& connection) {
     if (!runs(connection)) return;
     Heartbeat& heartbeat = of(connection);
-    if (!is_silent(connection)) {
-      forget_evidence(core, heartbeat);
-      begin_silence(connection);
-    }
+    if (!is_silent(connection)) begin_silence(core, connection);
     if (core.now < heartbeat.next_probe || heartbeat.decides_at <= core.now) return;
     if (!stays_silent(core, connection)) return;
-    const HeartbeatPlan& plan = plan_of(connection);
-    if (heartbeat.decides_at == never_due) {
-      // A loop that slept has not asked yet: then the peer gets the time that an answer may take from now.
-      heartbeat.decides_at = std::max(heartbeat.silence + plan.budget, core.now + plan.budget - plan.interval);
-      heartbeat.gives_up_at = heartbeat.decides_at + plan.grace;
-    }
-    heartbeat.next_probe = core.now + plan.interval;
+    const bool is_first = heartbeat.decides_at == never_due;
+    if (is_first) count_from(connection, core.now);
+    heartbeat.next_probe = core.now + plan_of(connection).interval;
     if (connection.backlog_bytes() != 0) return;  // another probe behind it would ask nothing more
+    if (is_first && heartbeat.doubt != nullptr) heartbeat.doubt->probed_at = core.now;
+    ConnectionLife::expect_answer(connection);
+    note_what_was_said(connection);
     const ConnectionPolicy& policy = ConnectionLife::policy_of(connection);
     if (!policy.ping.empty()) {
       connection.send(policy.ping);
     } else {
       policy.handler->on_ping_due(ConnectionLife::handler_of(connection), connection);
     }
-    if (ConnectionLife::birth_of(connection).heartbeat != nullptr) core.read_clock();
+    heartbeat.pinged_to = given(connection);
+    heartbeat.next_probe = core.read_clock() + plan_of(connection).interval;
+    heartbeat.leaves = is_first && connection.backlog_bytes() != 0;
+  }
+
+  /// The budget ends with the silence's, but a loop that slept has asked only now: then the peer gets the time that an answer may
+  /// take from here.
+  static void count_from(Connection& connection, Instant probed) {
+    Heartbeat& heartbeat = of(connection);
+    const HeartbeatPlan& plan = plan_of(connection);
+    const Instant budget_ends = std::max(heartbeat.silence + plan.budget, probed + plan.budget - plan.interval);
+    heartbeat.decides_at = std::min(budget_ends, probed + phi_reached_after(connection));
+    heartbeat.gives_up_at = budget_ends + plan.grace;
+  }
+
+  /// Callbacks between the probe and here may have taken long, and only now the peer is asked.
+  static void handed_over(ReactorCore& core, Connection& connection) {
+    if (!runs(connection) || !of(connection).leaves) return;
+    of(connection).leaves = false;
+    if (of(connection).doubt != nullptr) of(connection).doubt->probed_at = core.now;
+    count_from(connection, core.now);
+  }
+
+  static std::optional<Verdict> judged(const Connection& connection) {
+    const HeartbeatPlan& plan = plan_of(connection);
+    if (!plan.wants_verdict) return Verdict::unknown;
+    const Doubt* doubt = of(connection).doubt;
+    return doubt == nullptr ? std::nullopt : judge(doubt->evidence, plan.interval, plan.budget);
   }
 
   static void expire(ReactorCore& core, Connection& connection) {
     Heartbeat& heartbeat = of(connection);
-    const HeartbeatPlan& plan = plan_of(connection);
+    if (ConnectionLife::end_waits(connection)) {  // a peer that has finished says no more
+      heartbeat.decides_at = heartbeat.next_probe = never_due;
+      return ConnectionLife::rearm(core, connection);
+    }
     if (!stays_silent(core, connection)) return ConnectionLife::rearm(core, connection);
-    std::optional<Verdict> verdict;
-    if (!plan.wants_verdict) verdict = Verdict::unknown;
-    if (!verdict && heartbeat.evidence != nullptr) verdict = judge(*heartbeat.evidence, plan.interval, plan.budget);
+    const std::optional<Verdict> verdict = judged(connection);
     if (!verdict && core.now < heartbeat.gives_up_at) {
-      heartbeat.decides_at = std::min(core.now + std::max(plan.grace / 8, core.options.tick), heartbeat.gives_up_at);
+      heartbeat.decides_at = looks_again_at(core, connection);
       return ConnectionLife::rearm(core, connection);
     }
     heartbeat.verdict = verdict.value_or(Verdict::unknown);
     ConnectionLife::end(connection, CloseReason::heartbeat_lost);
   }
 
+  /// A verdict that is not decided yet: a few looks within the budget, where phi spoke too early, and a few within the grace.
+  static Instant looks_again_at(const ReactorCore& core, const Connection& connection) {
+    const Heartbeat& heartbeat = of(connection);
+    const HeartbeatPlan& plan = plan_of(connection);
+    const Instant budget_ends = heartbeat.gives_up_at - plan.grace;
+    const bool early = core.now < budget_ends;
+    const Duration step = std::max((early ? plan.interval : plan.grace) / 8, core.options.tick);
+    return std::min(core.now + step, early ? budget_ends : heartbeat.gives_up_at);
+  }
+
   /// The kernel has given up first. Its memory of the struggle is gone: the last look is what there is.
   static bool explains(ReactorCore&, Connection& connection, int error, std::uint8_t operation) {
     if (!runs(connection) || !is_silent(connection) || of(connection).decides_at == never_due) return false;
-    Heartbeat& heartbeat = of(connection);
-    const HeartbeatPlan& plan = plan_of(connection);
-    if (heartbeat.evidence != nullptr && plan.wants_verdict)
-      heartbeat.verdict = judge(*heartbeat.evidence, plan.interval, plan.budget).value_or(Verdict::unknown);
+    of(connection).verdict = judged(connection).value_or(Verdict::unknown);
     ConnectionLife::end(connection, CloseReason::heartbeat_lost, error, operation);
     return true;
   }
@@ -215,7 +343,7 @@ struct HeartbeatLife {
     if (record.reason != CloseReason::heartbeat_lost || ConnectionLife::birth_of(connection).heartbeat == nullptr) return;
     const Heartbeat& heartbeat = of(connection);
     record.verdict = heartbeat.verdict;
-    if (heartbeat.evidence != nullptr) record.evidence = *heartbeat.evidence;
+    if (heartbeat.doubt != nullptr) record.evidence = heartbeat.doubt->evidence;
   }
 };
 
@@ -228,6 +356,8 @@ constinit const HeartbeatThunks heartbeat_thunks{.begin = HeartbeatLife::begin,
                                                  .look = HeartbeatLife::look,
                                                  .expire = HeartbeatLife::expire,
                                                  .explains = HeartbeatLife::explains,
+                                                 .handed_over = HeartbeatLife::handed_over,
+                                                 .answered = HeartbeatLife::answered,
                                                  .tell = HeartbeatLife::tell};
 
 }  // namespace vigil

@@ -24,12 +24,28 @@ void plan_keepalive(HeartbeatPlan& plan) {
   plan.user_timeout = plan.told_within;  // less would let one lost probe kill
 }
 
+/// What is wrong with it; null: nothing.
+const char* plan_phi(HeartbeatPlan& plan, const std::optional<PhiAccrual>& phi) {
+  if (!phi) return nullptr;
+  if (!(phi->threshold >= 1 && phi->threshold <= 100)) return "phi threshold out of range (1 to 100)";
+  if (phi->least_answers < 2 || phi->least_answers > AnswerTimes::window) return "phi's least_answers out of range (2 to 64)";
+  if (phi->least_deviation < std::chrono::milliseconds(1) || phi->least_deviation > std::chrono::hours(1))
+    return "phi's least_deviation out of range (1 ms to 1 h)";
+  plan.phi = phi;
+  plan.phi_deviations = phi_deviations(phi->threshold);
+  plan.phi_from = plan.interval + (plan.wants_verdict ? verdict_needs : Duration::zero());
+  if (plan.interval + plan.phi_from > plan.budget)
+    return plan.wants_verdict ? "heartbeat budget below two intervals and 1.5 s, before which phi has nothing to say"
+                              : "heartbeat budget below two intervals, before which phi has nothing to say";
+  return nullptr;
+}
+
 }  // namespace
 
 Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char* operation) {
   const auto refused = [operation](const char* why) { return Error{operation, EINVAL, why}; };
   if (!options.budget) {
-    if (options.interval || options.misses || options.ping || options.keepalive_only)
+    if (options.interval || options.misses || options.ping || options.phi || options.keepalive_only)
       return refused("a heartbeat needs a budget");
     return HeartbeatPlan{};
   }
@@ -37,8 +53,8 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
   plan.budget = *options.budget;
   if (plan.budget < shortest_timeout || plan.budget > longest_timeout) return refused("heartbeat budget out of range");
   if (options.keepalive_only) {
-    if (options.interval || options.misses || options.ping)
-      return refused("keepalive_only sends no pings: it takes no interval, misses or ping");
+    if (options.interval || options.misses || options.ping || options.phi)
+      return refused("keepalive_only sends no pings: it takes no interval, misses, ping or phi");
     plan.wants_verdict = false;
     plan_keepalive(plan);
     return plan;
@@ -68,6 +84,7 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
   const std::int64_t fit = plan.budget / plan.interval - 1;
   plan.misses = options.misses.value_or(static_cast<std::uint32_t>(std::min<std::int64_t>(fit, UINT32_MAX)));
   if (plan.misses > fit) return refused("more heartbeat misses than fit into the budget");
+  if (const char* why = plan_phi(plan, options.phi)) return refused(why);
   return plan;
 }
 

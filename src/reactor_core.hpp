@@ -128,8 +128,12 @@ struct ReactorCore {
   SendChunkPool chunks;
   static constexpr std::size_t side_block_bytes = 192;
   BlockPool sides{side_block_bytes, 1024};
-  static constexpr std::size_t heartbeat_block_bytes = 88;
+  static constexpr std::size_t heartbeat_block_bytes = 72;
   BlockPool heartbeats{heartbeat_block_bytes, 1024};
+  static constexpr std::size_t doubt_block_bytes = 136;
+  BlockPool doubts{doubt_block_bytes, 256};
+  static constexpr std::size_t answers_block_bytes = 264;
+  BlockPool answers{answers_block_bytes, 256};
   ReactorCounters counters;
 
   // Why a turn must do more than wait and dispatch. One byte, so that a plain turn asks once.

@@ -39,6 +39,9 @@ std::string to_json(const Evidence& evidence) {
   field("retransmit_timeout_ms", milliseconds(evidence.retransmit_timeout));
   field("last_acknowledgement_ms", milliseconds(evidence.last_acknowledgement));
   field("without_progress_ms", milliseconds(evidence.without_progress));
+  char text[40];
+  std::snprintf(text, sizeof text, "%.2f", evidence.phi);
+  field("phi", evidence.phi == 0 ? "null" : text);
   return object + '}';
 }
 

@@ -75,7 +75,7 @@ TEST_CASE("contradictions are refused, each with its reason") {
   check_refused({.budget = 20s, .grace = -1ns}, "heartbeat grace out of range");
   check_refused({.budget = 20s, .grace = 1001ms}, "heartbeat grace out of range");
   check_refused({.budget = 20s, .ping = "ping", .keepalive_only = true},
-                "keepalive_only sends no pings: it takes no interval, misses or ping");
+                "keepalive_only sends no pings: it takes no interval, misses, ping or phi");
 }
 
 TEST_CASE("keepalive alone fits into the budget in whole seconds, and the plan says where it can't") {

@@ -351,6 +351,134 @@ TEST_CASE("the handler may say the ping itself") {
   CHECK(heard.starts_with("PING 1\nPING 2\n"));
 }
 
+TEST_CASE("with phi, a peer that used to answer fast is lost long before its budget, and one that answers late is not") {
+  std::mt19937_64 random(test::seed_of("phi"));
+  for (int round = 0; round < 20; ++round) {
+    HeartbeatOptions options = within(60s);
+    options.interval = std::chrono::milliseconds(1000 + random() % 3000);
+    options.phi = PhiAccrual{.threshold = 8};
+    Scene scene(options, random());
+    scene.world.run_for(*options.interval * 12);  // eleven answers at least
+    if (round % 2 == 0) scene.there.hang();
+    if (round % 2 == 1) scene.way(Way::cut);
+    const CloseRecord& record = scene.lost(5min);
+    CHECK(*record.verdict == (round % 2 == 0 ? Verdict::hung : Verdict::unreachable));
+    // From the first probe: an interval and 1.5 s; that probe comes an interval after the last answer at the latest. The
+    // network's evidence takes a few looks more.
+    CHECK(record.silence >= *options.interval * 3 / 2 + 1500ms);
+    CHECK(record.silence <= 2 * *options.interval + 1500ms + *options.interval + 2 * tick);
+    REQUIRE(record.evidence);
+    CHECK(record.evidence->phi >= 8);
+  }
+}
+
+TEST_CASE("phi is silent before it has heard enough answers: then the budget holds") {
+  HeartbeatOptions options = within(30s);
+  options.phi = PhiAccrual{.threshold = 1, .least_answers = 64};
+  Scene scene(options);
+  scene.world.run_for(3min);
+  scene.there.hang();
+  const CloseRecord& record = scene.lost(5min);
+  CHECK(*record.verdict == Verdict::hung);
+  CHECK(record.evidence->phi == 0);
+  check_in_time(scene, scene.kept.ended_at[0] - record.silence, 30s);
+}
+
+TEST_CASE("a peer whose answers vary as widely as its silence is not doubted by phi") {
+  std::mt19937_64 random(test::seed_of("answers that vary"));
+  HeartbeatOptions options = within(60s);
+  options.interval = 2s;
+  options.phi = PhiAccrual{.threshold = 8};
+  Scene scene(options);
+  int answered = 0;
+  bool answers_later = false;
+  scene.peer->on_receive = [&](Peer& self, std::string_view) {
+    if (answers_later) return;
+    answers_later = true;
+    // One at once, the next after six to eight seconds, as a peer does that collects its garbage.
+    const auto late = std::chrono::milliseconds(++answered % 2 == 0 ? 5 : 6000 + random() % 2000);
+    scene.world.after(late, [&] {
+      answers_later = false;
+      self.send("pong");
+    });
+  };
+  scene.world.run_for(20min);
+  CHECK(answered > 150);
+  CHECK(scene.kept.records.empty());
+}
+
+TEST_CASE("what the peer says by itself does not count as an answer's time, and its silence is doubted from the probe on") {
+  HeartbeatOptions options = within(60s);
+  options.interval = 4s;
+  options.phi = PhiAccrual{.threshold = 8};
+  Scene scene(options);
+  for (int seconds = 0; seconds < 300; ++seconds) {  // never silent for half an interval: no probe, no answer, no phi
+    scene.peer->send("tick");
+    scene.world.run_for(1s);
+  }
+  CHECK(scene.pings == 0);
+  scene.there.hang();
+  const CloseRecord& record = scene.lost(5min);
+  CHECK(record.evidence->phi == 0);
+  check_in_time(scene, scene.kept.ended_at[0] - record.silence, 60s);
+}
+
+TEST_CASE("each silence draws its own phase: between half an interval and a whole one, evenly") {
+  HeartbeatOptions options = within(20s);
+  options.interval = 4s;
+  Scene scene(options);
+  std::vector<double> phases;
+  Instant before = scene.world.now();
+  scene.peer->on_receive = [&](Peer& self, std::string_view) {
+    phases.push_back(std::chrono::duration<double>(scene.world.now() - before).count());
+    before = scene.world.now();
+    self.send("pong");
+  };
+  scene.world.run_for(2h);
+  phases.erase(phases.begin());
+  double sum = 0, low = 9, high = 0;
+  for (const double phase : phases) sum += phase, low = std::min(low, phase), high = std::max(high, phase);
+  CHECK(phases.size() > 2000);
+  CHECK(sum / static_cast<double>(phases.size()) == doctest::Approx(3.0).epsilon(0.02));
+  CHECK(low >= 2.0);
+  CHECK(low <= 2.05);
+  CHECK(high <= 4.01);
+  CHECK(high >= 3.95);
+}
+
+TEST_CASE("callbacks that hold the loop between a probe and its leaving take nothing from the peer") {
+  struct Slow {
+    void on_receive(Connection&, Bytes) {}
+    void on_ping_due(Connection& peer) {
+      peer.send("ping");
+      world->spend(1s);  // what was said leaves when the turn comes to it
+    }
+    void on_close(Connection&, const CloseRecord&) { ++*ended; }
+    World* world;
+    int* ended;
+  };
+  World world;
+  int ended = 0, pings = 0;
+  Reactor reactor;
+  ListenerOptions options;
+  // No evidence that could save it, and less time than the callback takes.
+  options.heartbeat = {.budget = 300ms, .interval = 100ms, .wants_verdict = false};
+  Listener<Slow> listener(reactor, options, [&](Connection&) { return Slow{&world, &ended}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+  peer.on_receive = [&](Peer& self, std::string_view) {
+    ++pings;
+    world.after(50ms, [&self] { self.send("pong"); });
+  };
+  world.run_for(1min);
+  CHECK(ended == 0);
+  CHECK(pings >= 50);
+  world.host("10.0.0.2").hang();
+  world.run_for(10s);
+  CHECK(ended == 1);
+}
+
 TEST_CASE("what contradicts itself is refused before any connection is touched") {
   World world;
   Kept kept;

@@ -19,6 +19,7 @@
 #include <optional>
 #include <string>
 
+#include "vigil/phi_accrual.hpp"
 #include "vigil/result.hpp"
 #include "vigil/time.hpp"
 
@@ -36,7 +37,11 @@ struct HeartbeatOptions {
   std::optional<std::string> ping{};
   /// How long beyond the budget a verdict that is not decided yet may take: 0 to 1 s.
   Duration grace = std::chrono::seconds(1);
-  bool wants_verdict = true;    ///< false: the verdict of every loss is `unknown`, and the budget may be shorter
+  bool wants_verdict = true;  ///< false: the verdict of every loss is `unknown`, and the budget may be shorter
+  /// Lets a peer that used to answer fast be lost before the budget ends: when phi has reached its threshold, at the earliest an
+  /// interval (and for a verdict 1.5 s more) after the first probe that nobody answered, and only with a verdict that is decided.
+  /// Nothing: the budget alone.
+  std::optional<PhiAccrual> phi{};
   bool keepalive_only = false;  ///< the kernel's probes alone, see above; no ping, interval or misses of ours
 
   friend bool operator==(const HeartbeatOptions&, const HeartbeatOptions&) = default;
@@ -49,6 +54,9 @@ struct HeartbeatPlan {
   std::uint32_t misses = 0;
   Duration grace{};
   bool wants_verdict = true;
+  std::optional<PhiAccrual> phi{};
+  double phi_deviations = 0;  ///< above the mean of the answers' times: there phi reaches its threshold
+  Duration phi_from{};        ///< not before this time has passed since the first probe
   /// Of keepalive_only; 0 else. The kernel counts the first two in whole seconds.
   Duration keepalive_idle{}, keepalive_interval{};
   int keepalive_count = 0;

@@ -42,6 +42,7 @@ struct Evidence {
   Duration retransmit_timeout{};
   Duration last_acknowledgement{};  ///< how long ago one came
   Duration without_progress{};      ///< how long ago the count of acknowledged bytes last grew, or the silence began
+  double phi = 0;                   ///< the doubt whether it lives (phi_accrual.hpp); 0: not asked for, or too few answers yet
 
   friend bool operator==(const Evidence&, const Evidence&) = default;
 };
