@@ -323,6 +323,74 @@ def the_checks_take_no_unknown_option():
             true(f"'{wrong[-1]}'" in done.stderr, done.stderr)
 
 
+@contextlib.contextmanager
+def faults(*arguments, without=()):
+    """tools/faults on the programs under test, less some privileges."""
+    build = pathlib.Path(programs["echo"]).parent
+    command = [*without, sys.executable, ROOT / "tools/fault_table.py", build, *map(str, arguments)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    watchdog = threading.Timer(PATIENCE, process.kill)
+    watchdog.start()
+    with process:
+        yield process
+    watchdog.cancel()
+
+
+def can_make_namespaces():
+    return subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode == 0
+
+
+@test
+def the_faults_take_no_wrong_option():
+    for wrong in (["--nope"], ["--only", "none"], ["--budget", "1s"], ["--budget", "5s-3s"], ["--rounds", 0], ["--seed", "x"]):
+        with faults(*wrong) as process:
+            out, error = process.communicate()
+        equal((process.returncode, out, error.count("\n")), (USAGE, "", 1), f"{wrong}")
+        true(error.startswith("faults: "), error)
+
+
+@test
+def the_faults_say_that_they_need_root():
+    privileges = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if can_make_namespaces() else []
+    with faults(without=privileges) as process:
+        out, error = process.communicate()
+    equal((process.returncode, out, error), (77, "skipped: needs root (network namespaces)\n", ""))
+
+
+def children_of(process):
+    found = []
+    for threads in pathlib.Path(f"/proc/{process.pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found += map(int, threads.read_text().split())
+    return found
+
+
+@test
+def the_faults_leave_nothing_behind_however_they_end():
+    if not can_make_namespaces():
+        print("SKIPPED: the faults leave nothing behind however they end: needs root (network namespaces)")
+        return
+    for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL):
+        with faults("--only", "peer stopped for 0.7 budgets", "--budget", "1000s-2000s") as process:
+            until = time.monotonic() + PATIENCE
+            while len(started := [each for each in children_of(process) if is_fault_program(each)]) < 4:
+                true(time.monotonic() < until and process.poll() is None, f"only {started} run")
+            process.send_signal(number)
+            process.communicate()
+        equal(process.returncode, status, f"status after signal {number}")
+        while any(is_fault_program(each) for each in started):
+            true(time.monotonic() < until, f"after signal {number} some of {started} still run")
+
+
+def is_fault_program(process_id):
+    with contextlib.suppress(OSError):
+        command = pathlib.Path(f"/proc/{process_id}/cmdline").read_text()
+        return "fault_peer" in command or command.startswith((programs["echo"], programs["probe"]))
+    return False
+
+
 @test
 def more_connections_than_descriptors_are_refused_before_anything_is_connected():
     few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))

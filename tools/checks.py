@@ -339,6 +339,27 @@ def check_simulation(configuration, lives):
     tally.add(passed=1)
 
 
+def check_faults(configuration):
+    """Every fault in the networks of this kernel, once, and what vigil said of each."""
+    programs = [configuration.directory / f"vigil-{tool}" for tool in ("echo", "probe")]
+    if not all(program.exists() for program in programs):
+        return
+    with Step("faults of networks, hosts and processes") as step:
+        status = run([sys.executable, "tools/fault_table.py", configuration.directory], step.log, 240)
+        log = step.log.read_text(errors="replace")
+        if status == 77:
+            step.outcome = "skipped: needs root"
+            tally.add(skips=["faults of networks, hosts and processes: needs root"])
+            return
+        totals = re.search(r"^(\d+) passed, (\d+) failed$", log, re.MULTILINE)
+        passed, failed = (int(number) for number in totals.groups()) if totals else (0, 0)
+        if status != 0:
+            step.failure = "took too long" if status is None else f"exit status {status}"
+            failed = max(failed, 1)
+        tally.add(passed, failed)
+        step.outcome = f"{passed} passed"
+
+
 def check_readme_program(configuration):
     """The README's first program, pasted into a file, linked as a stranger would, and spoken to."""
     readme = ROOT / "README.md"
@@ -435,6 +456,7 @@ def check_ahead(builder):
         gcc.test()
         attempt(check_tools, gcc)
         attempt(check_simulation, gcc, 20_000)
+        attempt(check_faults, gcc)
         attempt(check_main_job, gcc)
         attempt(check_readme_program, gcc)
         attempt(check_libraries_exclude_each_other, gcc)
@@ -462,6 +484,7 @@ def check_full():
                 attempt(check_tools, configuration)
                 attempt(check_simulation, configuration, 20_000)
                 if sanitizer == PLAIN and build_type == "release":
+                    attempt(check_faults, configuration)
                     attempt(check_main_job, configuration)
                     attempt(check_readme_program, configuration)
                     attempt(check_libraries_exclude_each_other, configuration)
