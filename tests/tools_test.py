@@ -271,7 +271,7 @@ def heartbeat_options_that_contradict_each_other_are_refused_with_the_reason_bef
         ),
         (
             ["--heartbeat-timeout", "20s", "--ping", "x", "--keepalive-only"],
-            "--heartbeat-timeout, --ping, --keepalive-only: keepalive_only sends no pings: it takes no interval, misses or ping",
+            "--heartbeat-timeout, --ping, --keepalive-only: keepalive_only sends no pings: it takes no interval, misses, ping or phi",
         ),
     ):
         with socket.create_server(("127.0.0.1", 0)) as untouched:
