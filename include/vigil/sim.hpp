@@ -209,8 +209,10 @@ struct Truth {
   Instant last_arrival{};  ///< of a byte
   Instant last_recv_at{};  ///< the last recv call, and what it answered
   std::int64_t last_recv = 0;
-  Instant last_heard{};   ///< a segment of the other side's came
-  Instant last_sample{};  ///< TCP_INFO was asked for
+  std::uint64_t room = 0;  ///< of its kernel, for more; 0: its own window is closed
+  Instant last_heard{};    ///< a segment of the other side's came
+  Instant last_sample{};   ///< TCP_INFO was asked for
+  Duration round_trip{};   ///< smoothed, as TCP_INFO has it
 
   std::uint64_t taken = 0;          ///< bytes the kernel took
   std::uint64_t acknowledged = 0;   ///< of those
@@ -222,7 +224,8 @@ struct Truth {
   bool was_reset = false;           ///< closed with an RST
 
   std::uint64_t peer_sent = 0;      ///< given to send() by the other side's application
-  Instant peer_spoke_at{};          ///< the last of it
+  std::uint64_t peer_handed = 0;    ///< of it, handed to its kernel by a process that does not hang
+  Instant peer_spoke_at{};          ///< the last of that
   bool peer_finished = false;       ///< and whether it ended its stream, by finish(), or by close() in order
   bool peer_was_reset = false;      ///< or reset it
   std::uint64_t peer_received = 0;  ///< read by the other side's application

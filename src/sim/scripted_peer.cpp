@@ -27,7 +27,6 @@ void ScriptedPeer::send(std::string_view bytes) {
   if (host_.universe.strikes(Fault::urgent_mark, end_->faults()))
     end_->mark_urgent(side.given + host_.universe.random.below(bytes.size()));
   side.given += bytes.size();
-  side.given_at = host_.universe.now;
   sent_bytes_ += bytes.size();
   waiting_.append(bytes);
   look();
@@ -108,6 +107,8 @@ void ScriptedPeer::push() {
       break;
     }
     waiting_.drop(static_cast<std::size_t>(sent));
+    end_->own_side().handed += static_cast<std::size_t>(sent);
+    end_->own_side().handed_at = host_.universe.now;
   }
   if (end_follows_ && !std::exchange(end_was_given_, true)) (void)end_->shutdown(SHUT_WR);
   if (!close_follows_) return;

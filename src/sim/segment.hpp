@@ -68,7 +68,8 @@ struct Struck {
 struct Conversation {
   struct Side {
     std::uint64_t given = 0;       // to send
-    Instant given_at{};            // the last of it
+    std::uint64_t handed = 0;      // of it, to its kernel
+    Instant handed_at{};           // the last of it
     bool finished = false;         // its end follows what was given
     bool was_reset = false;        // by this side
     std::uint64_t received = 0;    // read

@@ -180,7 +180,8 @@ sys::TcpSample TcpEnd::sample() {
   const std::uint64_t in_flight = highest_ - std::min(highest_, acknowledged_ + (end_acknowledged_ ? 1U : 0U));
   sample.unacked = static_cast<std::uint32_t>((in_flight + segment_bytes_max - 1) / segment_bytes_max);
   sample.notsent_bytes = static_cast<std::uint32_t>(data_end() - std::min(highest_, data_end()));
-  sample.retransmits = timer_ == Timer::retransmit ? static_cast<std::uint32_t>(retries_) : 0;
+  const bool retransmits = timer_ == Timer::retransmit || timer_ == Timer::local_retry;
+  sample.retransmits = retransmits ? static_cast<std::uint32_t>(retries_) : 0;
   sample.total_retrans = total_retransmits_;
   sample.probes = static_cast<std::uint32_t>(probes_);
   sample.backoff = sample.retransmits + (timer_ == Timer::probe ? sample.probes : 0);
@@ -212,8 +213,10 @@ void TcpEnd::fill(Truth& truth) const {
   truth.last_taken_at = last_taken_;
   truth.end_was_sent = end_wanted_;
   truth.end_sent_at = end_wanted_at_;
+  truth.room = window();
   truth.last_heard = last_heard_;
   truth.last_sample = last_sample_at_;
+  truth.round_trip = smoothed_rtt_;
   truth.untransmitted = data_end() - std::min(highest_, data_end());
   truth.faults = conversation_->struck.faults;
   truth.lost = conversation_->struck.lost;
@@ -221,7 +224,8 @@ void TcpEnd::fill(Truth& truth) const {
   truth.slow_until = conversation_->struck.slow_until;
   truth.was_reset = own_side().was_reset;
   truth.peer_sent = other_side().given;
-  truth.peer_spoke_at = other_side().given_at;
+  truth.peer_handed = other_side().handed;
+  truth.peer_spoke_at = other_side().handed_at;
   truth.peer_finished = other_side().finished;
   truth.peer_was_reset = other_side().was_reset;
   truth.peer_received = other_side().received;

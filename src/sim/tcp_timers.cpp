@@ -164,6 +164,10 @@ void TcpEnd::timer_fired() {
     case Timer::local_retry:
       if (user_timeout_is_over(first_unacknowledged_at_)) return give_up(ETIMEDOUT);
       if (now - first_unacknowledged_at_ >= local_retries_last) return give_up(ETIMEDOUT);
+      if (something_is_in_flight()) {  // one more retransmission that the sender's own routes refuse, which counts all the same
+        ++retries_;
+        ++total_retransmits_;
+      }
       return pump();
     case Timer::probe:
       if (user_timeout_is_over(first_unacknowledged_at_) || probes_ == retries_max) return give_up(ETIMEDOUT);
