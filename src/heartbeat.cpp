@@ -124,6 +124,7 @@ struct HeartbeatLife {
   /// Looks at what the own kernel knows. True: it knows of life that nobody has read.
   static bool hears_of_life(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
     Heartbeat& heartbeat = of(connection);
+    if (sample.known && !sample.connected) return !is_silent(connection);  // it has failed, and counts from nothing any more
     if (Doubt* doubt = heartbeat.doubt; doubt != nullptr && acknowledged > doubt->acknowledged) {
       doubt->progress = core.now;
       // What was on its way before the probe holds the probe back: its acknowledgement is the only answer there can be. That of
@@ -314,6 +315,8 @@ struct HeartbeatLife {
     if (!stays_silent(core, connection)) return ConnectionLife::rearm(core, connection);
     const std::optional<Verdict> verdict = judged(connection);
     if (!verdict && core.now < heartbeat.gives_up_at) {
+      // In the grace no probe hides that the one before it was acknowledged.
+      if (core.now >= heartbeat.gives_up_at - plan_of(connection).grace) heartbeat.next_probe = never_due;
       heartbeat.decides_at = looks_again_at(core, connection);
       return ConnectionLife::rearm(core, connection);
     }
@@ -332,7 +335,8 @@ struct HeartbeatLife {
   }
 
   /// The kernel has given up first. Its memory of the struggle is gone: the last look is what there is.
-  static bool explains(ReactorCore&, Connection& connection, int error, std::uint8_t operation) {
+  static bool explains(ReactorCore& core, Connection& connection, int error, std::uint8_t operation) {
+    core.read_clock();  // stores the stamp of a byte that came right before the error
     if (!runs(connection) || !is_silent(connection) || of(connection).decides_at == never_due) return false;
     of(connection).verdict = judged(connection).value_or(Verdict::unknown);
     ConnectionLife::end(connection, CloseReason::heartbeat_lost, error, operation);
