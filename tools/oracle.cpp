@@ -45,6 +45,7 @@ void judge_end(const Ending& ending, const DelayLog& delays, Problems& problems)
   if (notes.closed) problems.push_back({"one record for each life", "told again"});
   judge_counts(ending, problems);
   judge_reason(ending, problems);
+  judge_heartbeat(ending, delays, problems);
   judge_lateness(notes, ending.truth, ending.now, delays, problems);
   const bool at_once = notes.settled == Settled::by_abort || notes.settled == Settled::by_backlog ||
                        notes.settled == Settled::by_leaving || notes.settled == Settled::by_lying;

@@ -8,6 +8,7 @@
 //   if (!problems.empty()) ...                  // problems.front().rule names the promise that was broken
 //
 // oracle_reasons.cpp: which reason is true, in one table. oracle_counts.cpp: what a record counts. oracle_clocks.hpp: deadlines.
+// oracle_heartbeat.hpp: silent peers, and what is said of them.
 #pragma once
 
 #include <array>
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "oracle_clocks.hpp"
+#include "oracle_heartbeat.hpp"
 #include "vigil/close_record.hpp"
 #include "vigil/sim.hpp"
 
@@ -62,6 +64,7 @@ struct LifeNotes {
   Instant refused_at{};                     ///< ... then
   std::uint64_t acknowledged_at_refusal{};  ///< and this much had been acknowledged when it was asked
   LifeClocks clocks;
+  HeartbeatClock heartbeat;
 };
 
 /// A promise that was broken.
@@ -89,6 +92,13 @@ void judge_end(const Ending& ending, const DelayLog& delays, Problems& problems)
 void judge_reason(const Ending& ending, Problems& problems);
 void judge_counts(const Ending& ending, Problems& problems);
 void judge_lateness(const LifeNotes& notes, const sim::Truth& truth, Instant now, const DelayLog& delays, Problems& problems);
+
+/// A peer that is lost, with its verdict, or one that should have been; what the kernel's own verdict is then.
+void judge_heartbeat(const Ending& ending, const DelayLog& delays, Problems& problems);
+/// Asked at any time of an open life: its peer should have been lost long ago.
+void judge_silence(const LifeNotes& notes, const sim::Truth& truth, Instant now, const DelayLog& delays, Problems& problems);
+/// on_ping_due is told.
+void judge_probe(const LifeNotes& notes, Instant now, Problems& problems);
 
 /// A deadline that is told, by on_deadline or a record: never early, and payload before verdict.
 void judge_verdict(const LifeNotes& notes, Deadline kind, const sim::Truth& truth, Instant now, Instant turn_began,

@@ -71,7 +71,8 @@ Origin true_origin(CloseReason reason, int error) {
       Origin::local,    // system_error
   };
   static_assert(origins.size() == close_reason_count);
-  if (reason == CloseReason::connect_timed_out && error != 0) return Origin::network;
+  const bool kernel_may_give_up = reason == CloseReason::connect_timed_out || reason == CloseReason::heartbeat_lost;
+  if (kernel_may_give_up && error != 0) return Origin::network;
   return origins[static_cast<std::size_t>(reason)];
 }
 
@@ -103,6 +104,8 @@ bool stream_reason_is_true(const Ending& ending) {
       return failed_with(ending, [](int error) { return error == ETIMEDOUT; });
     case CloseReason::network_unreachable:
       return failed_with(ending, lost_the_way);
+    case CloseReason::heartbeat_lost:  // in a doubt
+      return record.error_number != 0 && !failed_with(ending, is_reset) && failed_with(ending, [](int) { return true; });
     default:
       return false;
   }
@@ -182,8 +185,8 @@ const char* reason_is_true(const Ending& ending) {
       return unless(!notes.opened && notes.attempted && record.error_number != 0 &&
                         (truth.error == record.error_number || is_shortage(record.error_number)),
                     "the attempt did not fail like that");
-    case CloseReason::heartbeat_lost:
-      return "no heartbeat was asked for";
+    case CloseReason::heartbeat_lost:  // and judge_heartbeat()
+      return unless(notes.heartbeat.is_on(), "no heartbeat was asked for");
     case CloseReason::system_error:
       return unless(shortages != 0 && is_shortage(record.error_number), "no injected fault explains it");
     case CloseReason::self_connect:

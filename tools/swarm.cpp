@@ -51,6 +51,7 @@ WorldReport& WorldReport::operator+=(const WorldReport& other) {
   simulated += other.simulated;
   add(faults, other.faults);
   add(reasons, other.reasons);
+  add(verdicts, other.verdicts);
   add(extended, other.extended);
   add(deadlines_each, other.deadlines_each);
   add(messages_each, other.messages_each);
@@ -130,7 +131,7 @@ void Swarm::begin_next_life() {
   life.number = lives_.size();
   life.outgoing = random.below(100) < plan.outgoing_percent;
   life.script = draw_handler_script(random, *site.plan);
-  life.peer_script = draw_peer_script(random);
+  life.peer_script = draw_peer_script(random, terms_of(life).budget != Duration{});
   if (life.outgoing && site.reactor == nullptr) return;
   begin_peer(life);
 }
@@ -173,6 +174,7 @@ SwarmLife& Swarm::begin_life(SwarmSite& site, Connection& connection) {
   notes.attempted = connecting_ != nullptr;
   notes.made_at = now();
   notes.clocks = LifeClocks(notes.attempted ? site.plan->attempted : site.plan->accepted, site.plan->reactor.tick);
+  notes.heartbeat = HeartbeatClock(terms_of(life));
   if (notes.attempted) notes.clocks.attempted(now());
   if (!notes.attempted) site.count_accepted();
   ++site.opened;
@@ -204,6 +206,7 @@ void Swarm::end_life(SwarmLife& life) {
   ++life.site->records;
   ++counts.lives;
   ++counts.reasons[static_cast<std::size_t>(life.record.reason)];
+  if (life.record.verdict) ++counts.verdicts[static_cast<std::size_t>(*life.record.verdict)];
 }
 
 // --- going on
@@ -228,6 +231,7 @@ void Swarm::step_over() {
     life->notes.clocks.turn_ended(now());
   }
   touched_.clear();
+  watch_next();
 }
 
 /// Some time after the last record, so that what is on its way arrives and what was armed for the shutdown fires.
@@ -292,7 +296,9 @@ void Swarm::judge_life(SwarmLife& life) {
   const sim::Truth facts = truth(life);
   if (life.peer != nullptr) {
     Problems problems;
-    judge_peer(notes, life.record, *life.peer, !life.peer_went && !life.peer_stopped, problems);
+    const bool hangs =
+        std::any_of(peers_.begin(), peers_.end(), [&](const PeerHost& on) { return on.hangs && on.host == &life.peer->host(); });
+    judge_peer(notes, life.record, *life.peer, !life.peer_went && !life.peer_stopped && !hangs, problems);
     take(&life, problems);
   }
   if (!notes.opened) return;

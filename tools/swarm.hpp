@@ -18,6 +18,7 @@
 #include "vigil/close_record.hpp"
 #include "vigil/sim.hpp"
 #include "vigil/timeouts.hpp"
+#include "vigil/verdict.hpp"
 
 namespace vigil::tools {
 
@@ -51,6 +52,7 @@ struct WorldReport {
   Duration simulated{};
   std::array<std::uint64_t, sim::fault_count> faults{};
   std::array<std::uint64_t, close_reason_count> reasons{};
+  std::array<std::uint64_t, verdict_count> verdicts{};   ///< of lost heartbeats
   std::array<std::uint64_t, deadline_count> extended{};  ///< deadlines that on_deadline gave more time
   Spread deadlines_each{};                               ///< of lives that opened
   Spread messages_each{};

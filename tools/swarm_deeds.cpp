@@ -91,6 +91,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
     case Deed::set_timeout: {
       constexpr Deadline kinds[] = {Deadline::first_byte, Deadline::receive, Deadline::message, Deadline::send, Deadline::drain};
       const Deadline kind = kinds[random.below(std::size(kinds))];
+      if (kind == Deadline::send && notes.heartbeat.terms().ping_bytes != 0) return;
       const Timeouts& inherited = life.outgoing ? life.site->plan->attempted : life.site->plan->accepted;
       Timeout wanted = one_in(random, 6) ? inherit : draw_timeout(random);
       if (kind == Deadline::drain && wanted.is_never()) wanted = 1s;
@@ -100,6 +101,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
     }
     case Deed::set_rate: {
       const Deadline kind = one_in(random, 2) ? Deadline::receive_rate : Deadline::send_rate;
+      if (kind == Deadline::send_rate && notes.heartbeat.terms().ping_bytes != 0) return;
       const Rate wanted = draw_rate(random);
       if (notes.opened && connection.set_rate(kind, wanted)) clocks.rate_changed(kind, wanted, now());
       return;
@@ -152,8 +154,9 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
   const std::size_t high = life.outgoing ? site.connector.backlog_high_mark_bytes : site.listener.backlog_high_mark_bytes;
   const bool pauses =
       (life.outgoing ? site.connector.when_backlogged : site.listener.when_backlogged) == WhenBacklogged::pause_reading;
+  find_pings(life);
   while (bytes != 0) {
-    const std::string_view piece = SwarmText::piece(life.stream_out(), notes.given, bytes);
+    const std::string_view piece = SwarmText::piece(life.stream_out(), life.spoken, bytes);
     const sim::Truth before = truth(life);
     const std::uint64_t waits = notes.given - before.taken;
     const auto sent = connection.send(Bytes(piece));
@@ -170,6 +173,8 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
     notes.clocks.sent(now(), piece.size(), before.acknowledged);
     touch(life);
     notes.given += piece.size();
+    life.spoken += piece.size();
+    if (!life.is_pinging) notes.heartbeat.said(notes.given);
     tell(life, "sends", piece.size());
     if (pauses && waits + piece.size() > high) notes.clocks.may_be_held();
     if (connection.backlog_bytes() > bound)

@@ -42,7 +42,8 @@ void SwarmHandler::on_open(Connection& connection) {
   notes.opened_at = now;
   notes.clocks.opened(now);
   ++swarm_.counts.opened;
-  life_.deadlines = notes.clocks.armed();
+  life_.deadlines = notes.clocks.armed() + (notes.heartbeat.is_on() ? 1 : 0);
+  if (notes.heartbeat.is_on()) swarm_.watch(life_);
   life_.connection = connection.handle();
   if (life_.script.marks && one_in(swarm_.random, 2)) swarm_.act(life_, Deed::end_message, false);  // the first one begins later
   swarm_.spend();
@@ -70,6 +71,7 @@ std::size_t SwarmHandler::received(Connection& connection, Bytes bytes, bool par
   if (fresh != 0) {
     if (const auto late = notes.clocks.overdue_receiving(now, swarm_.delays))
       swarm_.problem(&life_, "no deadline is late", told_late(*late, notes.clocks, now) + "; bytes came instead");
+    if (notes.heartbeat.is_on()) heard_life();
     notes.clocks.received(now, fresh);
     swarm_.touch(life_);
   }
@@ -114,6 +116,26 @@ std::size_t SwarmHandler::received(Connection& connection, Bytes bytes, bool par
   }
   if (!goes_on || is_final) life_.left = 0;
   return consumed;
+}
+
+/// Bytes came: the silence before them was no longer than it may be, and the next one begins.
+void SwarmHandler::heard_life() {
+  LifeNotes& notes = life_.notes;
+  swarm_.find_pings(life_);
+  const sim::Truth truth = swarm_.truth(life_);
+  Problems problems;
+  // What the kernel held while reading was held has just been read, and says no more how long the silence was.
+  const bool was_held = notes.clocks.last_release() > notes.clocks.last_received().earliest;
+  if (!was_held) judge_silence(notes, truth, swarm_.now(), swarm_.delays, problems);
+  swarm_.take(&life_, problems);
+  notes.heartbeat.heard(truth.acknowledged != notes.given);
+}
+
+void SwarmHandler::on_ping_due(Connection&) {
+  enter("on_ping_due");
+  swarm_.ping(life_);
+  swarm_.spend();
+  if (one_in(swarm_.random, 60)) swarm_.act(life_, one_in(swarm_.random, 2) ? Deed::close : Deed::send_some, false);
 }
 
 void SwarmHandler::count_messages(std::uint64_t consumed_before, bool leaves) {
@@ -163,6 +185,7 @@ void SwarmHandler::heard_finish() {
   if (truth.unread() != 0)
     swarm_.problem(&life_, "payload before the peer's end", std::to_string(truth.unread()) + " bytes unread");
   if (notes.graceful || notes.aborted) swarm_.problem(&life_, "no callback but on_close after close()", "on_peer_finished");
+  swarm_.find_pings(life_);  // those before it
   notes.heard_finish = true;
   notes.heard_finish_at = now;
   notes.clocks.peer_end_read();
@@ -215,6 +238,7 @@ Duration SwarmHandler::asked(Deadline kind) {
 
 void SwarmHandler::on_close(Connection& connection, const CloseRecord& record) {
   enter("on_close");
+  swarm_.find_pings(life_, record.handed_to_kernel + record.unsent);
   const sim::Truth truth = swarm_.truth(life_);
   if (!truth.is_closed) swarm_.problem(&life_, "its descriptor is closed when on_close is told", "it is open");
   if (connection.is_open() || connection.descriptor() != -1)

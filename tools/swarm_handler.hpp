@@ -16,6 +16,7 @@ class SwarmHandler {
   SwarmHandler& operator=(const SwarmHandler&) = delete;
 
   void on_open(Connection& connection);
+  void on_ping_due(Connection& connection);
   void on_close(Connection& connection, const CloseRecord& record);
 
  protected:
@@ -28,6 +29,7 @@ class SwarmHandler {
 
  private:
   void enter(const char* callback);
+  void heard_life();
   void count_messages(std::uint64_t consumed_before, bool leaves);
   void mark(std::uint64_t messages, bool rest_waits);
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "oracle.hpp"
 #include "swarm_plan.hpp"
@@ -47,11 +48,13 @@ struct HandlerScript {
   Duration timed_after{};
   Deed at_finish = Deed::nothing;  ///< when it hears of the peer's end
   std::uint32_t more_time = 0;     ///< so often a deadline is given more
+  bool is_mute = false;            ///< says nothing when a ping is due
 };
 
 enum class PeerStyle : std::uint8_t { chats, trickles, bursts, floods, silent };
 enum class PeerEnd : std::uint8_t { stays, finishes, closes, resets, finishes_and_closes, finishes_and_resets };
 enum class Reading : std::uint8_t { at_once, never, pauses };
+enum class Answering : std::uint8_t { at_once, late, now_and_then, never };
 
 /// What the peer does.
 struct PeerScript {
@@ -61,7 +64,8 @@ struct PeerScript {
   std::uint32_t messages = 0;
   Duration gap{};
   Duration lingers{};
-  bool ends_at_finish = false;  ///< when it is told the other end
+  bool ends_at_finish = false;               ///< when it is told the other end
+  Answering answering = Answering::at_once;  ///< of pings
 };
 
 struct SwarmLife {
@@ -81,9 +85,12 @@ struct SwarmLife {
   std::uint64_t received = 0;
   std::uint64_t messages_in = 0;
   std::uint64_t messages_out = 0;
-  std::uint32_t left = 0;   ///< by on_receive
-  bool touched = false;     ///< in this turn
-  bool in_receive = false;  ///< inside on_receive
+  std::uint64_t spoken = 0;          ///< of its own stream; notes.given counts the library's pings too
+  std::vector<std::uint64_t> pings;  ///< each behind so many bytes given
+  std::uint32_t left = 0;            ///< by on_receive
+  bool touched = false;              ///< in this turn
+  bool in_receive = false;           ///< inside on_receive
+  bool is_pinging = false;           ///< inside on_ping_due
   std::size_t deadlines = 0;
   CloseRecord record;
 
@@ -91,6 +98,7 @@ struct SwarmLife {
   sim::Peer* peer = nullptr;
   std::uint64_t peer_given = 0;
   std::uint64_t peer_checked = 0;
+  std::uint64_t peer_pings = 0;  ///< of those, pings it has read
   std::uint32_t messages_left = 0;
   std::uint32_t message_given = 0;  ///< of the message under way
   bool peer_went = false;           ///< closed or reset, or its host was meddled with
@@ -102,6 +110,7 @@ struct SwarmLife {
 };
 
 [[nodiscard]] HandlerScript draw_handler_script(sim::Random& random, const SitePlan& site);
-[[nodiscard]] PeerScript draw_peer_script(sim::Random& random);
+/// `is_watched`: by a heartbeat, so that what becomes of it in a silence is of interest.
+[[nodiscard]] PeerScript draw_peer_script(sim::Random& random, bool is_watched);
 
 }  // namespace vigil::tools

@@ -76,10 +76,15 @@ void Swarm::meet_peer(SwarmLife& life, sim::Peer& peer) {
 }
 
 void Swarm::peer_received(SwarmLife& life, sim::Peer& peer, std::string_view bytes) {
-  if (!SwarmText::matches(life.stream_out(), life.peer_checked, bytes))
+  find_pings(life);
+  if (!peer_knows(life, bytes))
     problem(&life, "what is delivered is a prefix of what was sent", "to the peer, at " + std::to_string(life.peer_checked));
   life.peer_checked += bytes.size();
   counts.bytes += bytes.size();
+  const std::uint64_t pings_before = life.peer_pings;
+  const std::uint64_t ping_bytes = std::max<std::uint64_t>(life.notes.heartbeat.terms().ping_bytes, 1);
+  while (life.peer_pings < life.pings.size() && life.pings[life.peer_pings] + ping_bytes <= life.peer_checked) ++life.peer_pings;
+  if (life.peer_pings != pings_before) answer(life);
   if (life.peer_script.reading != Reading::pauses || !one_in(random, 3)) return;
   peer.stop_reading();
   ++life.own_faults;

@@ -1,5 +1,6 @@
 #include "swarm_plan.hpp"
 
+#include <algorithm>
 #include <bit>
 
 namespace vigil::tools {
@@ -83,6 +84,50 @@ void draw_bounds(sim::Random& random, Options& options, std::size_t receive_buff
   if (one_in(random, 2)) options.message_bytes_max = random.between(1, receive_buffer_bytes);
 }
 
+/// Of every sort that options can have, each valid; what they promise is worked out here and not by the library.
+HeartbeatTerms draw_heartbeat(sim::Random& random, HeartbeatOptions& options, Duration tick) {
+  HeartbeatTerms terms{.tick = tick};
+  if (one_in(random, 10)) {
+    options.budget = any_magnitude(random, Duration(1s), Duration(6s));
+    options.keepalive_only = true;
+    return terms;
+  }
+  constexpr Duration verdict_needs = 1500ms;
+  terms.wants_verdict = options.wants_verdict = !one_in(random, 4);
+  terms.interval = any_magnitude(random, Duration(terms.wants_verdict ? 50ms : 10ms), Duration(900ms));
+  terms.budget = std::max<Duration>(3 * terms.interval, terms.wants_verdict ? terms.interval + verdict_needs : Duration{});
+  terms.budget += one_in(random, 3) ? Duration{} : any_magnitude(random, Duration(1ms), Duration(2s));
+  options.budget = terms.budget;
+  if (one_in(random, 3)) {  // all of it is derived
+    terms.interval = terms.budget / 4;
+    if (terms.wants_verdict) terms.interval = std::min(terms.interval, terms.budget - verdict_needs);
+  } else if (one_in(random, 3) && terms.budget >= verdict_needs + terms.budget / 4) {
+    options.misses = static_cast<std::uint32_t>(random.between(3, 8));
+    terms.interval = terms.budget / (*options.misses + 1);
+  } else {
+    options.interval = terms.interval;
+    if (one_in(random, 2)) options.misses = 2;
+  }
+  if (one_in(random, 3)) options.grace = one_in(random, 2) ? Duration{} : any_magnitude(random, Duration(1ms), Duration(1s));
+  if (terms.wants_verdict) terms.grace = options.grace;
+  if (one_in(random, 3)) options.ping = std::string(random.between(1, 40), '?');
+  terms.ping_bytes = options.ping.value_or("").size();
+  return terms;
+}
+
+/// Its own probes are to be the only thing that tells of a peer that is gone, more often than not.
+void make_room_for_heartbeat(sim::Random& random, Timeouts& timeouts, SocketOptions& socket, const HeartbeatTerms& terms) {
+  if (terms.ping_bytes != 0) {  // when a probe of the library's own left is not known to the nanosecond
+    timeouts.send = never;
+    timeouts.send_rate = Rate::never();
+  }
+  if (one_in(random, 3)) return;
+  timeouts.receive = timeouts.message = never;
+  timeouts.receive_rate = Rate::never();
+  if (one_in(random, 2)) timeouts.send = never;
+  if (one_in(random, 2)) socket.user_timeout = {};
+}
+
 SitePlan draw_site(sim::Random& random) {
   SitePlan site;
   constexpr Duration ticks[] = {100us, 1ms, 1ms, 1ms, 1ms, 3ms, 10ms, 37ms};
@@ -97,10 +142,17 @@ SitePlan draw_site(sim::Random& random) {
   const auto percent = static_cast<unsigned>(random.between(20, 65));
   site.listener.timeouts = draw_timeouts(random, percent);
   site.connector.timeouts = draw_timeouts(random, percent);
-  site.accepted = resolve(site.listener.timeouts, site.reactor.timeouts);
-  site.attempted = resolve(site.connector.timeouts, site.reactor.timeouts);
   draw_bounds(random, site.listener, site.reactor.receive_buffer_bytes);
   draw_bounds(random, site.connector, site.reactor.receive_buffer_bytes);
+  const auto heartbeat = [&](auto& options, HeartbeatTerms& terms) {
+    if (!one_in(random, 2)) return;
+    terms = draw_heartbeat(random, options.heartbeat, site.reactor.tick);
+    make_room_for_heartbeat(random, options.timeouts, options.socket, terms);
+  };
+  heartbeat(site.listener, site.accepted_heartbeat);
+  heartbeat(site.connector, site.attempted_heartbeat);
+  site.accepted = resolve(site.listener.timeouts, site.reactor.timeouts);
+  site.attempted = resolve(site.connector.timeouts, site.reactor.timeouts);
   if (one_in(random, 4)) site.listener.connections_max = random.between(1, 40);
   if (one_in(random, 5)) site.listener.accept_rate = static_cast<std::uint32_t>(any_magnitude(random, 5, 2000));
   if (one_in(random, 4)) site.listener.accept_queue = static_cast<int>(random.between(1, 16));
@@ -143,9 +195,15 @@ WorldPlan draw_world(sim::Random& random) {
     if (one_in(random, 10)) site.ends_after = random.between(plan.spread / 4, plan.spread);
   }
   plan.peers = static_cast<unsigned>(random.between(1, 6));
+  const bool has_heartbeats = std::any_of(plan.sites.begin(), plan.sites.end(), [](const SitePlan& site) {
+    return site.listener.heartbeat.budget || site.connector.heartbeat.budget;
+  });
   plan.stops_early = one_in(random, 8);
   plan.lasts = plan.stops_early ? random.between(plan.spread / 4, plan.spread)
                                 : plan.spread + random.between(Duration(50ms), Duration(8s));
+  // Some silences may take their time there.
+  if (has_heartbeats) plan.lasts += random.between(Duration(1s), Duration(8s));
+  plan.weather_longest = has_heartbeats && !one_in(random, 3) ? 8s : 3s;
   plan.drain = one_in(random, 6) ? Duration{} : any_magnitude(random, Duration(1ms), Duration(3s));
   draw_chances(random, plan);
   plan.path.latency = any_magnitude(random, Duration(5us), Duration(30ms));

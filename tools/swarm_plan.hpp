@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "oracle_heartbeat.hpp"
 #include "vigil/connector.hpp"
 #include "vigil/listener.hpp"
 #include "vigil/reactor.hpp"
@@ -44,6 +45,8 @@ struct SitePlan {
   std::uint64_t handler_kind = 0;
   Timeouts accepted{};  ///< what its accepted connections go by, every kind valued; resolved here and not by the library
   Timeouts attempted{};
+  HeartbeatTerms accepted_heartbeat{};  ///< and what their options' heartbeats promise, likewise
+  HeartbeatTerms attempted_heartbeat{};
   Duration ends_after = Duration::max();  ///< destroyed with all it has open
 };
 
@@ -60,6 +63,7 @@ struct WorldPlan {
   std::size_t own_send_buffer = 0, own_receive_buffer = 0, peer_send_buffer = 0, peer_receive_buffer = 0;
   std::vector<Weather> weather;
   Duration weather_gap{};
+  Duration weather_longest{};        ///< that it lasts
   Duration spends_most{};            ///< of most callbacks
   std::uint64_t dawdles_one_in = 0;  ///< so rarely one takes up to dawdles_most
   Duration dawdles_most{};

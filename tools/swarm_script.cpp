@@ -33,10 +33,11 @@ HandlerScript draw_handler_script(sim::Random& random, const SitePlan& site) {
                                 Deed::close,   Deed::send_some, Deed::abort};
   script.at_finish = at_finish[random.below(std::size(at_finish))];
   if (one_in(random, 2)) script.more_time = static_cast<std::uint32_t>(random.between(1, 3));
+  script.is_mute = one_in(random, 40);
   return script;
 }
 
-PeerScript draw_peer_script(sim::Random& random) {
+PeerScript draw_peer_script(sim::Random& random, bool is_watched) {
   PeerScript script;
   constexpr PeerStyle styles[] = {PeerStyle::chats,  PeerStyle::chats,    PeerStyle::chats, PeerStyle::bursts,
                                   PeerStyle::bursts, PeerStyle::trickles, PeerStyle::chats, PeerStyle::floods};
@@ -49,12 +50,15 @@ PeerScript draw_peer_script(sim::Random& random) {
                               PeerEnd::resets,
                               PeerEnd::finishes_and_closes,
                               PeerEnd::finishes_and_resets};
-  script.end = ends[random.below(std::size(ends))];
+  script.end = is_watched && one_in(random, 2) ? PeerEnd::stays : ends[random.below(std::size(ends))];
   script.reading = one_in(random, 8) ? Reading::pauses : one_in(random, 12) ? Reading::never : Reading::at_once;
   script.messages = static_cast<std::uint32_t>(random.between(3, 10));
   script.gap = any_magnitude(random, Duration(1us), Duration(100ms));
   script.lingers = any_magnitude(random, Duration(1us), Duration(500ms));
   script.ends_at_finish = !one_in(random, 4);
+  constexpr Answering answers[] = {Answering::at_once, Answering::at_once,      Answering::at_once, Answering::late,
+                                   Answering::late,    Answering::now_and_then, Answering::never};
+  script.answering = answers[random.below(std::size(answers))];
   return script;
 }
 

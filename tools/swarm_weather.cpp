@@ -8,6 +8,7 @@ using namespace std::chrono_literals;
 /// Whoever speaks from this host is cut off.
 void Swarm::end_processes(PeerHost& on) {
   ++on.deaths;
+  on.hangs = false;
   for (SwarmLife& life : lives_) {
     if (life.peer == nullptr || &life.peer->host() != on.host) continue;
     life.peer_went = true;
@@ -21,13 +22,17 @@ void Swarm::weather() {
   PeerHost& on = peers_[random.below(peers_.size())];
   sim::Host& host = *on.host;
   sim::Host& own = world.local();
-  const Duration lasting = any_magnitude(random, Duration(1ms), Duration(3s));
+  const Duration lasting = any_magnitude(random, Duration(1ms), plan.weather_longest);
   switch (plan.weather[random.below(plan.weather.size())]) {
     case Weather::hang:
       host.hang();
+      on.hangs = true;
       for (SwarmLife& life : lives_)
         if (life.peer != nullptr && &life.peer->host() == &host) ++life.own_faults;
-      world.after(lasting, [&host] { host.resume(); });
+      world.after(lasting, [&on] {
+        on.hangs = false;
+        on.host->resume();
+      });
       return;
     case Weather::vanish:
       end_processes(on);

@@ -63,6 +63,7 @@ struct SwarmSite {
 /// A host that peers run on.
 struct PeerHost {
   sim::Host* host = nullptr;
+  bool hangs = false;
   std::uint64_t deaths = 0;  ///< of its processes, and of what they listened on
 };
 
@@ -89,6 +90,10 @@ class Swarm {
   void send(SwarmLife& life, std::uint64_t bytes, bool outside = false);
   void post(SwarmLife& life);
   void judge_before_hold(SwarmLife& life);
+  void ping(SwarmLife& life);        ///< its handler is to
+  void find_pings(SwarmLife& life);  ///< that the library has sent by itself
+  void find_pings(SwarmLife& life, std::uint64_t held_and_handed);
+  void watch(SwarmLife& life) { watched_.push_back(&life); }
   void settle(SwarmLife& life, Settled settled, bool outside);
 
   // --- the other side
@@ -98,6 +103,7 @@ class Swarm {
   [[nodiscard]] static std::uint16_t port_of(const SwarmLife& life);
   [[nodiscard]] SwarmLife* life_at(std::uint16_t port);
   void end_processes(PeerHost& on);
+  void answer(SwarmLife& life);
   void weather();
   void shake_listener(SwarmSite& site, Duration lasting);
   void listen(SwarmSite& site);
@@ -112,6 +118,9 @@ class Swarm {
   [[nodiscard]] Instant now() const { return world.now(); }
   [[nodiscard]] std::uint64_t shortages() const;
   void stop_site(SwarmSite& site, Duration drain);
+  [[nodiscard]] const HeartbeatTerms& terms_of(const SwarmLife& life) const {
+    return life.outgoing ? life.site->plan->attempted_heartbeat : life.site->plan->accepted_heartbeat;
+  }
 
   sim::Random setting;  ///< drawn before the world is made
   WorldPlan plan;
@@ -127,6 +136,7 @@ class Swarm {
   void set_up();
   void begin_next_life();
   void timer_fired(SwarmLife& life);
+  void watch_next();
   void step_over();
   void note_stop(SwarmSite& site, Duration drain);
   void destroy_site(SwarmSite& site);
@@ -138,6 +148,7 @@ class Swarm {
   void talk(SwarmLife& life);
   void end_talk(SwarmLife& life);
   void peer_received(SwarmLife& life, sim::Peer& peer, std::string_view bytes);
+  [[nodiscard]] bool peer_knows(SwarmLife& life, std::string_view bytes) const;
 
   Callback<void(std::string_view)> trace_;
   Instant began_{};
@@ -148,6 +159,8 @@ class Swarm {
   std::deque<SwarmSite> sites_;
   std::deque<SwarmLife> lives_;
   std::vector<SwarmLife*> touched_;
+  std::vector<SwarmLife*> watched_;  ///< by heartbeats, while they are open
+  std::size_t next_watched_ = 0;
   std::deque<PeerHost> peers_;
   std::size_t descriptors_before_ = 0;
   SwarmLife* connecting_ = nullptr;  ///< whose connect() is under way

@@ -1,0 +1,276 @@
+// What is judged of a heartbeat: that a peer is lost only after the silence that was promised, and no later, and that the verdict
+// is what the world knows of that silence.
+#include "oracle_heartbeat.hpp"
+
+#include <algorithm>
+
+#include "oracle.hpp"
+#include "readable.hpp"
+
+namespace vigil::tools {
+namespace {
+
+/// TCP_INFO counts in whole milliseconds, and a sign of life within two of the last one begins no silence of its own.
+constexpr Duration kernel_grain = std::chrono::milliseconds(3);
+constexpr Duration shortest_rto = std::chrono::milliseconds(200);
+
+bool is_held(const LifeNotes& notes) { return notes.clocks.is_held() || notes.clocks.is_perhaps_held(); }
+/// At some time in this silence, perhaps.
+bool was_held(const LifeNotes& notes) {
+  return is_held(notes) || notes.clocks.last_release() > notes.clocks.last_received().earliest;
+}
+
+}  // namespace
+
+// --- what happened
+
+void HeartbeatClock::heard(bool outstanding) {
+  spoke_ = outstanding;
+  first_asked_.reset();
+  last_asked_.reset();
+}
+
+void HeartbeatClock::said(std::uint64_t given) {
+  spoke_ = true;
+  said_to_ = given;
+  cleared_at_.reset();
+}
+
+void HeartbeatClock::asked(Instant now, const sim::Truth& truth, bool exactly) {
+  sampled(truth);
+  last_asked_ = now;
+  if (first_asked_) return;
+  first_asked_ = now;
+  asked_exactly_ = exactly;
+  was_owed_ = truth.acknowledged < said_to_;
+  owed_to_ = said_to_;
+}
+
+void HeartbeatClock::sampled(const sim::Truth& truth) {
+  if (!cleared_at_ && truth.acknowledged >= said_to_) cleared_at_ = truth.last_acknowledged;
+}
+
+Instant HeartbeatClock::certain_life(Span last, bool held, const sim::Truth& truth, Instant judged) const {
+  Instant life = last.earliest;
+  if (held && truth.unread() != 0 && truth.last_arrival < judged) life = std::max(life, truth.last_arrival - kernel_grain);
+  const bool was_owed = first_asked_ && asked_exactly_ && was_owed_ && truth.acknowledged <= owed_to_;
+  if (was_owed && truth.last_acknowledged > *first_asked_ && truth.last_acknowledged < judged)
+    life = std::max(life, truth.last_acknowledged - kernel_grain);
+  return life;
+}
+
+Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& truth) const {
+  Instant life = last.latest;
+  if (held) life = std::max(life, truth.last_arrival);
+  // A peer that has filled our buffer can't say another word: its kernel speaks for it.
+  if (held && truth.unread() > truth.room / 4) life = std::max(life, truth.last_heard);
+  if (truth.acknowledged <= said_to_ || !cleared_at_) return std::max(life, truth.last_acknowledged);
+  // Where a look finds that it has been acknowledged, the last acknowledgement by then may be that of a probe behind it.
+  return std::max(life, std::min(truth.last_acknowledged, *cleared_at_ + terms_.interval + 2 * terms_.tick));
+}
+
+// --- what is judged
+
+namespace {
+
+/// It runs: a peer that is silent will be lost.
+bool runs(const LifeNotes& notes) {
+  return notes.heartbeat.is_on() && notes.opened && notes.settled == Settled::by_nothing && !notes.finish_called &&
+         !notes.heard_finish;
+}
+
+std::string summary(const LifeNotes& notes, const sim::Truth& truth, Instant now) {
+  const auto ago = [now](Instant at) { return at == Instant{} ? std::string("never") : readable(now - at) + " ago"; };
+  const HeartbeatClock& heartbeat = notes.heartbeat;
+  const HeartbeatTerms& terms = heartbeat.terms();
+  std::string text = "budget " + readable(terms.budget) + ", interval " + readable(terms.interval) + ", grace " +
+                     readable(terms.grace) + ", tick " + readable(terms.tick) + "; the last byte was received " +
+                     ago(notes.clocks.last_received().earliest);
+  text += ", asked " + (heartbeat.was_asked() ? ago(*heartbeat.first_asked()) + " and " + ago(*heartbeat.last_asked()) : "never");
+  text += ", last taken " + ago(truth.last_taken_at) + ", acknowledged " + ago(truth.last_acknowledged) + ", heard " +
+          ago(truth.last_heard) + ", arrived " + ago(truth.last_arrival);
+  text += ", lost " + ago(truth.last_lost) + ", slow " + ago(truth.slow_until) + ", round trip " + readable(truth.round_trip);
+  text += "; the peer spoke " + ago(truth.peer_spoke_at) + ", read " + ago(truth.peer_read_at) + " and has room for " +
+          std::to_string(truth.peer_room) + "; unread " + std::to_string(truth.unread()) + ", unacknowledged " +
+          std::to_string(truth.unacknowledged()) + ", untransmitted " + std::to_string(truth.untransmitted);
+  if (is_held(notes)) text += "; reading is held";
+  if (notes.finish_called) text += "; finish() was called";
+  return text;
+}
+
+/// What the world knows of the silence that a verdict speaks of.
+struct Silence {
+  explicit Silence(const Ending& ending)
+      : notes(ending.notes), truth(ending.truth), terms(ending.notes.heartbeat.terms()), judged(ending.turn_began) {}
+
+  const LifeNotes& notes;
+  const sim::Truth& truth;
+  const HeartbeatTerms& terms;
+  Instant judged;  // at the earliest
+
+  [[nodiscard]] Instant began() const { return notes.clocks.last_received().earliest; }
+  [[nodiscard]] Instant probed() const { return began() + terms.interval / 2; }  // at the earliest
+  /// Something of this connection was lost or slow: the situation may have changed, and what both kernels know differ.
+  [[nodiscard]] bool is_disturbed() const {
+    return (truth.lost != 0 && truth.last_lost >= began()) || truth.slow_until >= began();
+  }
+  /// Nothing came back of all that was sent.
+  [[nodiscard]] bool is_severed() const { return truth.last_heard < probed(); }
+  [[nodiscard]] Duration retransmit_timeout() const { return std::max(shortest_rto, 2 * truth.round_trip); }
+  /// Unless it was acknowledged while callbacks of this very turn took their time.
+  [[nodiscard]] bool something_is_outstanding() const { return truth.unacknowledged() != 0 || truth.last_acknowledged >= judged; }
+};
+
+const char* hung_is_true(const Silence& silence) {
+  const sim::Truth& truth = silence.truth;
+  if (truth.last_acknowledged < silence.probed()) return "its kernel has acknowledged nothing of what was asked";
+  if (silence.is_disturbed()) return nullptr;
+  const bool has_spoken = truth.peer_handed > truth.arrived && truth.peer_spoke_at + shortest_rto < silence.judged;
+  if (has_spoken) return "its process has spoken";
+  if (truth.untransmitted != 0 && truth.last_taken_at + shortest_rto < silence.judged) return "its window is closed";
+  return nullptr;
+}
+
+const char* not_reading_is_true(const Silence& silence) {
+  const sim::Truth& truth = silence.truth;
+  if (!silence.something_is_outstanding()) return "nothing waits for it";
+  if (silence.is_severed()) return "its kernel does not answer";
+  if (silence.is_disturbed()) return nullptr;
+  const bool reads = truth.peer_room != 0 && truth.peer_read_at + shortest_rto < silence.judged;
+  return reads ? "its window is open" : nullptr;
+}
+
+const char* unreachable_is_true(const Silence& silence) {
+  if (!silence.something_is_outstanding()) return "everything was acknowledged";
+  return silence.is_disturbed() ? nullptr : "nothing was lost or slow on its way";
+}
+
+/// The evidence was there to decide.
+const char* unknown_is_true(const Silence& silence) {
+  const sim::Truth& truth = silence.truth;
+  const HeartbeatTerms& terms = silence.terms;
+  const Duration timeout = silence.retransmit_timeout();
+  if (!terms.wants_verdict) return nullptr;
+  // Nothing was said lately: a loop that slept, or a handler that is mute.
+  const bool was_asked = truth.last_taken_at + terms.interval + 2 * terms.tick + kernel_grain >= silence.judged;
+  if (!silence.something_is_outstanding() && !was_asked) return nullptr;
+  if (truth.round_trip > terms.budget / 2) return nullptr;  // congestion
+  if (silence.is_severed()) {
+    if (!silence.something_is_outstanding()) return nullptr;
+    // Two retransmissions need three timeouts, each twice as long as the one before.
+    return 8 * timeout > terms.budget - terms.interval + terms.grace ? nullptr : "nothing came back of what was asked";
+  }
+  if (silence.is_disturbed()) return nullptr;
+  // What was asked last, or a probe of the window, is still on its way, and the grace too short to await the answer.
+  const bool is_on_its_way = truth.untransmitted != 0 || truth.last_taken_at + timeout + terms.grace >= silence.judged;
+  return is_on_its_way && terms.grace < timeout ? nullptr : "its kernel answers, and nothing was lost or slow";
+}
+
+const char* verdict_is_true(const Ending& ending) {
+  const Silence silence(ending);
+  const bool kernel_gave_up = ending.record.error_number != 0;
+  // Judged by an earlier look, of which nothing is known here but that it was in this silence.
+  if (kernel_gave_up) return *ending.record.verdict == Verdict::hung ? hung_is_true(silence) : nullptr;
+  switch (*ending.record.verdict) {
+    case Verdict::hung:
+      return hung_is_true(silence);
+    case Verdict::not_reading:
+      return not_reading_is_true(silence);
+    case Verdict::unreachable:
+      return unreachable_is_true(silence);
+    case Verdict::unknown:
+      return unknown_is_true(silence);
+  }
+  return "no such value";
+}
+
+void judge_loss(const Ending& ending, Problems& problems) {
+  const LifeNotes& notes = ending.notes;
+  const sim::Truth& truth = ending.truth;
+  const HeartbeatClock& heartbeat = notes.heartbeat;
+  const HeartbeatTerms& terms = heartbeat.terms();
+  const Span last = notes.clocks.last_received();
+  const bool held = is_held(notes);
+  const auto wrong = [&](const char* rule, const std::string& told) {
+    problems.push_back({rule, told + "; " + summary(notes, truth, ending.now)});
+  };
+  if (!heartbeat.is_on()) return;  // judge_reason()
+  if (notes.finish_called) wrong("who can't be asked is not lost", "our stream has ended");
+
+  const Instant life = heartbeat.certain_life(last, held, truth, ending.turn_began);
+  const Instant due = life + terms.budget;
+  const bool kernel_gave_up = ending.record.error_number != 0;
+  if (kernel_gave_up) {
+    if (truth.error != ending.record.error_number) wrong("a kernel that gave up said so", std::to_string(truth.error));
+    if (ending.now < last.earliest + terms.interval / 2) wrong("no peer is lost early", "it was not in doubt");
+  } else {
+    if (ending.now < due) wrong("no peer is lost early", "due in " + readable(due - ending.now));
+    if (truth.last_sample < last.earliest + terms.budget) wrong("the kernel is asked before a peer is lost", "not since");
+    if (!held && truth.last_recv_at < last.earliest + terms.budget) wrong("the kernel is asked before a peer is lost", "no recv");
+    if (truth.error_at && *truth.error_at < ending.turn_began)
+      wrong("what the stream says comes before a lost heartbeat", "it had failed");
+    if (truth.end_arrived_at && *truth.end_arrived_at < ending.turn_began)
+      wrong("what the stream says comes before a lost heartbeat", "the peer's end had arrived");
+    if (!held && truth.unread() != 0 && truth.last_arrival < ending.turn_began)
+      wrong("bytes come before a lost heartbeat", "some had arrived and were not read");
+    if (heartbeat.only_asked() && !heartbeat.was_asked()) wrong("who is lost was asked", "nobody asked");
+    const auto asked = heartbeat.exactly_asked();
+    if (heartbeat.only_asked() && asked && ending.now < *asked + terms.budget - terms.interval)
+      wrong("who is lost had time to answer", "asked too late");
+  }
+  if (!ending.record.verdict) return;
+  if (const char* lie = verdict_is_true(ending))
+    wrong("the verdict is true", std::string("told ") + to_string(*ending.record.verdict) + ": " + lie);
+}
+
+}  // namespace
+
+void judge_heartbeat(const Ending& ending, const DelayLog& delays, Problems& problems) {
+  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const bool is_lost = record.reason == CloseReason::heartbeat_lost;
+  if (record.verdict.has_value() != is_lost || (record.evidence && !is_lost))
+    problems.push_back({"a verdict comes with a lost heartbeat, and with nothing else", to_string(record.reason)});
+  if (is_lost) judge_loss(ending, problems);
+  judge_silence(notes, truth, now, delays, problems);
+
+  // The kernel gave up in the middle of a doubt: the first probe was due, and everything since was asked.
+  const bool gave_up = record.reason == CloseReason::network_timed_out || record.reason == CloseReason::network_unreachable;
+  if (!gave_up || !runs(notes) || !truth.error_at || truth.end_arrived_at) return;
+  const HeartbeatTerms& terms = notes.heartbeat.terms();
+  const Instant life = notes.heartbeat.possible_life(notes.clocks.last_received(), was_held(notes), truth);
+  if (life == never_due) return;
+  const Instant probed = life + terms.interval + 2 * terms.tick + delays.since(life);
+  if (*truth.error_at > probed)
+    problems.push_back({"a kernel that gives up in a doubt is a lost heartbeat", summary(notes, truth, now)});
+}
+
+void judge_silence(const LifeNotes& notes, const sim::Truth& truth, Instant now, const DelayLog& delays, Problems& problems) {
+  if (!runs(notes)) return;
+  const HeartbeatTerms& terms = notes.heartbeat.terms();
+  const Instant life = notes.heartbeat.possible_life(notes.clocks.last_received(), was_held(notes), truth);
+  if (life == never_due) return;
+  const Instant until = std::min({now, truth.end_arrived_at.value_or(now), truth.error_at.value_or(now)});
+  const Instant due = life + terms.budget;
+  if (until <= due) return;
+  // A tick in which the first probe is found due, and one in which the budget's end is; an undecided verdict its own.
+  const bool in_milliseconds = life > notes.clocks.last_received().latest;  // as the kernel knows it
+  const Duration allowed = 2 * terms.tick + (in_milliseconds ? kernel_grain : Duration{}) +
+                           (terms.grace != Duration{} ? terms.grace + terms.tick : Duration{});
+  if (until - due <= allowed + delays.since(life)) return;
+  problems.push_back({"no lost peer is told late", "due " + readable(until - due) + " ago, of which the loop was kept " +
+                                                       readable(delays.since(life)) + "; " + summary(notes, truth, now)});
+}
+
+void judge_probe(const LifeNotes& notes, Instant now, Problems& problems) {
+  const HeartbeatClock& heartbeat = notes.heartbeat;
+  const auto wrong = [&](const char* told) {
+    problems.push_back({"a probe goes out only into a silence", std::string(told) + "; " + summary(notes, {}, now)});
+  };
+  if (!heartbeat.is_on()) return wrong("no heartbeat was asked for");
+  if (notes.graceful || notes.aborted || notes.heard_finish || notes.finish_called) return wrong("a stream has ended");
+  const Duration half = heartbeat.terms().interval / 2;
+  if (now < notes.clocks.last_received().earliest + half) return wrong("half an interval had not passed");
+  if (heartbeat.last_asked() && now < *heartbeat.last_asked() + half) return wrong("one had just gone out");
+}
+
+}  // namespace vigil::tools
