@@ -55,7 +55,7 @@ Instant HeartbeatClock::certain_life(Span last, bool held, const sim::Truth& tru
   if (held && truth.unread() != 0 && truth.last_arrival < judged) life = std::max(life, truth.last_arrival - kernel_grain);
   const bool was_owed = first_asked_ && asked_exactly_ && was_owed_ && truth.acknowledged <= owed_to_;
   if (was_owed && truth.last_acknowledged > *first_asked_ && truth.last_acknowledged < judged)
-    life = std::max(life, truth.last_acknowledged - kernel_grain);
+    life = std::max(life, truth.last_acknowledged - terms_.interval - kernel_grain);  // as of the look before, which saw it owed
   return life;
 }
 
@@ -64,9 +64,11 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   if (held) life = std::max(life, truth.last_arrival);
   // A peer that has filled our buffer can't say another word: its kernel speaks for it.
   if (held && truth.unread() > truth.room / 4) life = std::max(life, truth.last_heard);
-  if (truth.acknowledged <= said_to_ || !cleared_at_) return std::max(life, truth.last_acknowledged);
-  // Where a look finds that it has been acknowledged, the last acknowledgement by then may be that of a probe behind it.
-  return std::max(life, std::min(truth.last_acknowledged, *cleared_at_ + terms_.interval + 2 * terms_.tick));
+  // A look that finds progress takes the last segment that acknowledged anything for it, be it of the same again, or of a probe
+  // behind what was owed.
+  if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);
+  const Instant progress = truth.acknowledged <= said_to_ ? truth.last_acknowledged : *cleared_at_;
+  return std::max(life, std::min(truth.last_heard, progress + terms_.interval + 2 * terms_.tick));
 }
 
 // --- what is judged

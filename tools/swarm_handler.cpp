@@ -135,7 +135,10 @@ void SwarmHandler::on_ping_due(Connection&) {
   enter("on_ping_due");
   swarm_.ping(life_);
   swarm_.spend();
-  if (one_in(swarm_.random, 60)) swarm_.act(life_, one_in(swarm_.random, 2) ? Deed::close : Deed::send_some, false);
+  if (!one_in(swarm_.random, 60)) return;
+  life_.is_pinging = true;  // whatever is said here asks
+  swarm_.act(life_, one_in(swarm_.random, 2) ? Deed::close : Deed::send_some, false);
+  life_.is_pinging = false;
 }
 
 void SwarmHandler::count_messages(std::uint64_t consumed_before, bool leaves) {
