@@ -200,9 +200,12 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   const Instant before = core.now;
   core.note_stall(core.read_clock() - before);  // the timer before may have taken long
   Due deadline = earliest_deadline(connection);
-  if (deadline.at <= core.now || connection.stage_ == Connection::Stage::connecting) {
-    // What has arrived beats its deadline, and a loop that was late or stopped must not blame the peer: ask first. The hint makes
-    // the receive go on until the kernel has no more. Where reading is held an end that has come is asked for.
+  const HeartbeatThunks* heartbeat = connection.policy_->heartbeat;
+  const bool probes = heartbeat != nullptr && heartbeat->next_look(connection) <= core.now;
+  if (deadline.at <= core.now || probes || connection.stage_ == Connection::Stage::connecting) {
+    // What has arrived beats its deadline and ends the silence that a probe is for, and a loop that was late or stopped must not
+    // blame the peer: ask first. The hint makes the receive go on until the kernel has no more. Where reading is held an end that
+    // has come is asked for.
     const Duration late = std::min(core.now - deadline.at, core.last_stall_length);
     const unsigned end = connection.has(held) && !connection.has(Connection::peer_finished) ? Readiness::ended : 0U;
     ready(core, connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | end)});

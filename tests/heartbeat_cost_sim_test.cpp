@@ -59,7 +59,7 @@ TEST_CASE("with a heartbeat an echoed message makes no system call more") {
   CHECK(with.clock_reads <= without.clock_reads + 4 * looks);
 }
 
-TEST_CASE("a probe and its answer cost a wait, a send and a recv, and a look at what the kernel knows") {
+TEST_CASE("a probe and its answer cost a wait, a send and two recvs, and a look at what the kernel knows") {
   Simulation world(with_heartbeat(true));
   const int peer = world.accept();
   world.kernel.forget_calls();

@@ -247,6 +247,31 @@ TEST_CASE("bytes in our own queue are owed too: their acknowledgement is life, a
   }
 }
 
+TEST_CASE("what has come is read before a probe goes out: a silence that is over, or a stream, is not probed") {
+  std::mt19937_64 random(test::seed_of("unread ends"));
+  for (int round = 0; round < 20; ++round) {
+    Scene scene(within(60s), random());
+    scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 100'000'000'000)));
+    const std::uint64_t received = scene.kept.connection->received();
+    // While another one is accepted a probe becomes due; the peer speaks, ends its stream and resets.
+    scene.kept.on_open = [&](Connection&) {
+      scene.world.spend(20s);
+      scene.peer->send("farewell");
+      scene.peer->finish();
+      scene.world.spend(100ms);
+      scene.peer->reset();
+      scene.world.spend(100ms);
+    };
+    scene.there.connect("10.0.0.1:7000");
+    scene.world.run_for(1s);
+    REQUIRE(scene.kept.records.size() == 1);
+    INFO(describe(scene.kept.records[0]));
+    CHECK(scene.kept.records[0].reason == CloseReason::peer_finished);
+    CHECK(scene.kept.records[0].received == received + 8);
+    CHECK(scene.kept.records[0].unsent == 0);
+  }
+}
+
 TEST_CASE("with reading paused, bytes that the kernel received are life, and nothing else is") {
   Scene scene(within(10s));
   scene.answers = false;
