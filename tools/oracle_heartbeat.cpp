@@ -68,6 +68,7 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   // behind what was owed.
   if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);
   const Instant progress = truth.acknowledged <= said_to_ ? truth.last_acknowledged : *cleared_at_;
+  if (progress < last.earliest) return life;
   return std::max(life, std::min(truth.last_heard, progress + terms_.interval + 2 * terms_.tick));
 }
 
