@@ -45,7 +45,8 @@ struct Heartbeat {
   bool leaves = false;  // the first probe waits for the turn to hand it to the kernel
 };
 
-// With the pointer to it, what a heartbeat costs an idle connection; an allocator may add 16 bytes.
+// What a heartbeat costs an idle connection: with the pointer to it, and 16 bytes that an allocator may add.
+static_assert(ReactorCore::heartbeat_block_bytes + sizeof(Heartbeat*) + 16 <= 96);
 static_assert(sizeof(Heartbeat) <= ReactorCore::heartbeat_block_bytes);
 static_assert(sizeof(Doubt) <= ReactorCore::doubt_block_bytes && sizeof(AnswerTimes) <= ReactorCore::answers_block_bytes);
 
