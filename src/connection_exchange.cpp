@@ -279,6 +279,8 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
   const std::size_t bound = connection.policy_->backlog_bytes_max;
   const std::size_t waiting = connection.queued_bytes_ + (gathers ? core.gathered : 0);
   if (bytes.size() > bound - std::min(waiting, bound)) {
+    // Nothing leaves any more, and that is why so much waits: the reason is the stream's, told behind what is still to be read.
+    if (connection.has(Connection::error_latched)) return Error{"send", connection.error_};
     connection.set(Connection::reset_wanted);  // the peer must not take what it has for the whole stream
     end(connection, CloseReason::backlog_full);
     return Error{"send", ENOBUFS};

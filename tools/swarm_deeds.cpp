@@ -165,6 +165,7 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
       const bool may_be_over = outside || notes.finish_called || notes.settled != Settled::by_nothing || before.end_arrived_at;
       if (sent.error().code == ENOBUFS && passes) return settle(life, Settled::by_backlog, outside);
       if (sent.error().code == EPIPE && may_be_over) return;
+      if (passes && before.error_at && before.error_was_taken) return;  // an earlier one met it, and it is told
       return problem(
           &life, "a send is refused for a reason",
           describe(sent.error()) + ", " + std::to_string(waits) + " bytes waited, the bound is " + std::to_string(bound));

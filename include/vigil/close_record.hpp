@@ -8,9 +8,11 @@
 // Which reason wins where several causes meet in one turn:
 //   1. What the stream says comes first, in stream order: bytes, then the peer's end or reset, before any deadline due.
 //   2. A reset after the peer's FIN is peer_reset if anything of ours was unsent or unacknowledged, else peer_finished. (Where
-//   the
-//      stream was not read up to the FIN because reading is paused, and our own end was sent, the kernel shows the reset alone.)
-//   3. Our own close stays local_close whatever the peer does later; `cut_short` tells what it did.
+//      the stream was not read up to the FIN because reading is paused, and our own end was sent, the kernel shows the reset
+//      alone.)
+//   3. Our own close stays local_close whatever the peer does later; `cut_short` tells what it did. backlog_full stays as well
+//      where a reset waits behind the bytes being read; but once a send has met the reset, nothing leaves any more, and what
+//      fills the backlog then is the reset's doing: peer_reset.
 //   4. server_stopping beats local_close only where the user had not closed. A peer's end that was told before a close or a
 //      shutdown stays the reason.
 //   5. Of deadlines due together, the one due earliest.

@@ -45,7 +45,8 @@ class Connection final : private Source {
 
   /// Takes all of `bytes`, which are not borrowed after the call: they are gathered, handed to the kernel, or queued. While the
   /// connection is still connecting they wait in the queue. Errors: {send, ENOBUFS}: they would pass backlog_bytes_max; none was
-  /// taken and the connection ends with backlog_full. {send, EPIPE}: our end was already sent, or closing, or over.
+  /// taken and the connection ends with backlog_full; where an earlier send has met a reset, or another failure of the stream,
+  /// {send, that errno} instead, and the failure is told. {send, EPIPE}: our end was already sent, or closing, or over.
   /// {send, EBADF}: a stale handle. {send, ENOMEM}: no memory for the queue; ends with system_error.
   Result<void> send(Bytes bytes);
 
