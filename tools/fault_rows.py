@@ -13,7 +13,7 @@ from fault_network import FAR
 NOTHING = "nothing"
 HUNG, NOT_READING, UNREACHABLE = (f"heartbeat_lost, {verdict}" for verdict in ("hung", "not_reading", "unreachable"))
 UNDECIDED = "heartbeat_lost, unknown"
-RESET, FINISHED = "peer_reset", "peer_finished"
+RESET, FINISHED, TIMED_OUT = "peer_reset", "peer_finished", "network_timed_out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Row:
     stretch: float = 1  # so many budgets instead of one
     peer: typing.Callable = lambda scene: {}  # how the peer is started
     intervals: tuple = (1 / 10, 1 / 4)  # of the budget, between pings
+    keepalive: bool = False  # the kernel's probes alone
     at_once: bool = False  # told without waiting for a ping
     watch: float = 2.0  # budgets for which nothing must be said, after what was injected
 
@@ -159,6 +160,9 @@ ROWS = [
     Row("FIN, then RST, before we read", FINISHED, finish_and_reset_unread, at_once=True),
     Row("FIN, then RST, before we read, data owed", RESET, finish_and_reset_unread, flood=True, at_once=True),
     Row("kill -9 with unread data", RESET, kill_with_unread, at_once=True),
+    Row("silent partition, keepalive only", TIMED_OUT, forward("drop"), keepalive=True),
+    Row("silent partition, keepalive only, while sending", TIMED_OUT, forward("drop"), keepalive=True, flood=True),
+    Row("peer hangs, keepalive only: not to be found", NOTHING, lambda scene: scene.peer.stop(), keepalive=True),
     Row("partition that heals at a third of the budget", NOTHING, partition_that_heals),
     # The kernel may take a second to see that a link is back.
     Row("our link flaps", NOTHING, near_flap, stretch=2),

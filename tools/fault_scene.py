@@ -13,11 +13,10 @@ from fault_network import FAR, NEAR, Broken, Network, Program
 
 PEER = pathlib.Path(__file__).with_name("fault_peer.py")
 PORT = 7000
-GRACE = 1.0  # what a verdict may take beyond the budget
+GRACE = 1.0  # what a verdict may take beyond the budget, and keepalive, which counts in whole seconds
 BUSY = 1.0  # what this machine may be late
 DISTURBED = 0.1  # a stop that lasted so much too long was none of what the row is about
 AT_THE_BUDGET = 0.05  # told later than that it was told in the grace
-FILLS = 0.7  # the kernel of a peer that reads no more acknowledges what still fits: signs of life after the fault
 
 set_up_at_once = threading.Semaphore(4)  # more would only wait for each other
 
@@ -40,7 +39,7 @@ class Outcome:
     record: dict | None = None
 
     def in_grace(self):
-        return self.after > self.budget + AT_THE_BUDGET + (FILLS if self.row.flood else 0)
+        return (self.after - self.budget if self.late is None else self.late) > AT_THE_BUDGET
 
     def as_json(self):
         names = ("role", "seed", "budget", "interval", "said", "problem", "after", "late", "record")
@@ -67,7 +66,8 @@ class Scene:
             self.network.narrow(self.random.randrange(4_000_000, 16_000_000))
         options = [f"{name}={value}" for name, value in self.row.peer(self).items()]
         peer = [sys.executable, "-I", "-S", PEER]
-        heartbeat = [f"--heartbeat-timeout={1000 * self.budget:.0f}ms", f"--heartbeat-interval={1000 * self.interval:.0f}ms"]
+        heartbeat = [f"--heartbeat-timeout={1000 * self.budget:.0f}ms"]
+        heartbeat += ["--keepalive-only"] if self.row.keepalive else [f"--heartbeat-interval={1000 * self.interval:.0f}ms"]
         vigil = ["--json", *heartbeat, *(["--flood"] if self.row.flood else [])]
         until = time.monotonic() + 60
         if self.role == "client":
@@ -106,22 +106,25 @@ class Scene:
     def judge(self, outcome, since_it_began):
         row, record = self.row, outcome.record
         lost = record["reason"] == "heartbeat_lost"
-        if lost and not row.flood:  # with a flood the last sign of life is an acknowledgement
-            outcome.late = record["silent_ms"] / 1000 - self.budget
+        if lost and (record["evidence"] or not row.flood):
+            # With a flood the last sign of life is an acknowledgement, which may come after the fault: a kernel goes on for a
+            # process that reads no more, until its buffer is full.
+            silent = record["evidence"]["without_progress_ms"] if row.flood else record["silent_ms"]
+            outcome.late = silent / 1000 - self.budget
         if outcome.said != row.told:
             outcome.problem = f"told {outcome.said}, expected {row.told}"
-        elif lost and not row.flood and outcome.late < 0:
-            outcome.problem = f"told {-outcome.late:.3f} s before the budget's end"
+        elif lost and (outcome.late is None or outcome.late < 0):
+            outcome.problem = "told without evidence" if outcome.late is None else f"told {-outcome.late:.3f} s before its time"
         elif lost and since_it_began < self.budget - self.interval - AT_THE_BUDGET:
             outcome.problem = f"told {since_it_began:.3f} s after the fault, the budget is {self.budget} s"
         elif outcome.after > self.limit(lost) + BUSY:
             outcome.problem = f"told {outcome.after:.3f} s after the fault"
 
     def limit(self, lost):
-        """How long after the fault it must be told; the last sign of life is no later than the fault."""
+        """How long after the fault it must be told; the last sign of life came no later, or hardly."""
         if self.row.at_once:
             return 0
-        return self.budget + (GRACE if lost else 0)
+        return self.budget + (GRACE if lost or self.row.keepalive else 0)
 
     def close(self):
         for program in (self.vigil, self.peer):

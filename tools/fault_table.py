@@ -61,7 +61,8 @@ def within_budget(row, outcomes):
     if row.told == fault_rows.NOTHING or not told:
         return "-"
     over = sum(each.in_grace() for each in told)
-    return "yes" if over == 0 else f"{over} of {len(told)} in the grace"
+    late = "in whole seconds" if row.keepalive else "in the grace"  # which is how keepalive counts
+    return "yes" if over == 0 else f"{over} of {len(told)} {late}"
 
 
 def counted(outcomes):
