@@ -54,7 +54,7 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
     if (awaits_first_byte) due(Deadline::first_byte, due_at(receive_counts_from(connection), timeouts.first_byte));
     if (!awaits_first_byte) due(Deadline::receive, due_at(receive_counts_from(connection), timeouts.receive));
     if (!connection.has(Connection::awaits_message)) {
-      due(Deadline::message, due_at(message_began(connection), timeouts.message));
+      due(Deadline::message, due_at(message_counts_from(connection), timeouts.message));
       if (side != nullptr && !timeouts.receive_rate.is_never()) {
         const RateWindow window = receive_window(connection);
         if (connection.received_ < window.target) due(Deadline::receive_rate, window.end);
@@ -177,7 +177,7 @@ void ConnectionLife::forgive(ReactorCore& core, Connection& connection, Duration
   if (timeout.is_never() || connection.has(Connection::awaits_message) || late < ReactorCore::stall_length) return;
   ConnectionSide* side = side_of(core, connection);
   if (side == nullptr) return;
-  side->message_began += late + std::max(core.now - due_at(side->message_began, timeout), Duration::zero());
+  side->message_given += late + std::max(core.now - due_at(message_counts_from(connection), timeout), Duration::zero());
 }
 
 /// What the kernel held when the deadline was first found due is read before it is judged, in as many turns as the reads of one
@@ -211,6 +211,8 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     ready(core, connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | end)});
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
     core.read_clock();
+    // Told that the peer is gone, the handler reads on: first what the kernel holds.
+    if (end != 0 && !connection.has(held)) return rearm(core, connection);
     const bool came_late =
         deadline.kind == Deadline::message && connection.last_received_ >= deadline.at && message_began(connection) < deadline.at;
     if (came_late && core.stalled_in_this_turn()) forgive(core, connection, late);
@@ -257,7 +259,7 @@ bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection,
       side->counted_from = from(kind);
       side->counted_for = connection.last_received_;
     } else if (kind == Deadline::message) {
-      side->message_began = from(kind);
+      side->message_given = from(kind) - side->message_began;
     } else if (kind == Deadline::receive_rate) {
       open_again(side->received, timeouts.receive_rate);
     } else {

@@ -208,6 +208,7 @@ struct ConnectionLife {
 
   // Messages and rates.
   [[nodiscard]] static Instant message_began(const Connection& connection);
+  [[nodiscard]] static Instant message_counts_from(const Connection& connection);
   static void message_begins(ReactorCore& core, Connection& connection);
   static void message_begins_with_tail(ReactorCore& core, Connection& connection);
   [[nodiscard]] static RateWindow receive_window(const Connection& connection);
@@ -263,6 +264,7 @@ inline void ConnectionLife::message_begins(ReactorCore& core, Connection& connec
   ConnectionSide& side = *connection.side_;
   side.received.close_until({});
   side.received_before = connection.received_;
+  side.message_given = {};
   core.stamp_soon(&side.message_began);
 }
 

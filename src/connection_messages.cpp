@@ -11,6 +11,11 @@ Instant ConnectionLife::message_began(const Connection& connection) {
   return connection.side_ != nullptr ? connection.side_->message_began : birth_of(connection).opened_at;
 }
 
+/// Its deadline; its rate knows nothing of time that was given.
+Instant ConnectionLife::message_counts_from(const Connection& connection) {
+  return message_began(connection) + (connection.side_ != nullptr ? connection.side_->message_given : Duration::zero());
+}
+
 void Connection::begin_message() {
   if (stage_ == Stage::vacant || stage_ == Stage::ended || has(closing)) return;
   ReactorCore& core = *policy_->core;

@@ -35,6 +35,7 @@ struct ConnectionSide {
   Instant counted_for = never_due;
 
   Instant message_began{};               // without meaning while the connection awaits a message
+  Duration message_given{};              // beyond its timeout: by the handler, or for the time the loop stood still
   std::uint64_t received_before = 0;     // Connection::received_ when the message began
   RateWindow received;                   // of Connection::received_
   RateWindow acknowledged;               // of acknowledged_bytes

@@ -313,6 +313,27 @@ TEST_CASE("a stall in which another deadline was overdue gives a message no more
   }
 }
 
+TEST_CASE("time given to a message, by its handler or for a stall, puts no window of its rate off") {
+  struct GivesMessagesTime : Served {
+    using Served::Served;
+    Duration on_deadline(Connection&, Deadline kind) { return kind == Deadline::message ? 10s : 0s; }
+  };
+  const Rate rate{.bytes_per_second = 100, .window = 100ms, .grace = 50ms};
+  for (const bool stalls : {false, true}) {
+    CAPTURE(stalls);
+    Scene<GivesMessagesTime> scene({.message = 20ms, .receive_rate = rate});
+    Instant from = scene.story.opened + rate.grace;
+    if (stalls) {  // the message is late by the loop's fault; windows begin when it turns again
+      scene.keep_loop(scene.world.now() + 1ms, 400ms, [&] { scene.peer.send("x"); });
+      scene.world.run_for(402ms);
+      from = scene.world.now() + rate.window;
+    }
+    REQUIRE(scene.run_to_end());
+    CHECK(scene.story.reason() == to_string(CloseReason::receive_too_slow));
+    CHECK((scene.story.ended - from).count() <= (rate.window + 3ms).count());
+  }
+}
+
 TEST_CASE("a message timeout that is over when it is set is told at once, although the loop once stood still") {
   for (const Duration message : {Duration(90ms), Duration(700ms)}) {
     CAPTURE(message.count());
