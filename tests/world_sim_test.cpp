@@ -686,8 +686,14 @@ TEST_CASE("each fault of the calls strikes where it may, and is counted") {
   world.set_chance(Fault::no_buffers, 1);
   const int starved = sys::socket(AF_INET, SOCK_STREAM);
   CHECK((starved == -ENOBUFS || starved == -ENOMEM));
+  world.set_chance(Fault::no_buffers, 0);
+  world.set_chance(Fault::no_port, 1);
+  const sockaddr_in anywhere{.sin_family = AF_INET, .sin_port = htons(80), .sin_addr = {htonl(0x0A000002)}, .sin_zero = {}};
+  CHECK(sys::connect(socket, reinterpret_cast<const sockaddr*>(&anywhere), sizeof anywhere) == -EADDRNOTAVAIL);
+  CHECK(world.truth(world.life(socket)).error == EADDRNOTAVAIL);
   CHECK(world.count(Fault::no_descriptor) == 1);
   CHECK(world.count(Fault::no_buffers) == 1);
+  CHECK(world.count(Fault::no_port) == 1);
   CHECK(world.open_descriptors() == 1);
   CHECK(sys::close(socket) == 0);
   CHECK(world.open_descriptors() == 0);

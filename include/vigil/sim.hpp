@@ -70,6 +70,7 @@ enum class Fault : std::uint8_t {
   stalled,          ///< a wait returns later than it should by up to WorldOptions::longest_stall: the process was stopped
   no_descriptor,    ///< EMFILE or ENFILE from socket or accept
   no_buffers,       ///< ENOBUFS or ENOMEM from socket, accept or epoll_ctl
+  no_port,          ///< EADDRNOTAVAIL from connect: no port of its own is free; not of a socket that was bound
   accept_error,     ///< accept hands out a pending network error of its next connection, which stays in the queue
   partial_send,     ///< send takes fewer bytes than there is room for
   out_of_room,      ///< send takes nothing although there was room, and tells as soon as there is again

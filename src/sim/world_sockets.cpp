@@ -244,17 +244,19 @@ int WorldKernel::connect(int number, const sockaddr* address, socklen_t length) 
   if (remote.ip.is_any()) remote.ip = socket->family == AF_INET ? Ip{0, 0xFFFF7F000001} : Ip{0, 1};  // as the kernel: loopback
   const std::optional<Ip> source =
       socket->bound && !socket->bound->ip.is_any() ? socket->bound->ip : its_host.source_for(remote.ip);
-  error = source ? network_.route_error(its_host, remote.ip) : ENETUNREACH;
-  if (error != 0) {
+  const auto fails_at_once = [&](int with) {
     Truth& truth = lives_.at(socket->life - 1).truth;
-    truth.error = error;
+    truth.error = with;
     truth.error_at = universe_.now;
     truth.error_was_taken = true;
-    return told("connect", number, -error);
-  }
+    return told("connect", number, -with);
+  };
+  error = source ? network_.route_error(its_host, remote.ip) : ENETUNREACH;
+  if (error != 0) return fails_at_once(error);
+  if (!socket->bound && universe_.strikes(Fault::no_port)) return fails_at_once(EADDRNOTAVAIL);
   Flow flow{{*source, socket->bound ? socket->bound->port : its_host.free_port()}, remote};
   for (int tries = 0; its_host.has_flow(flow); ++tries) {
-    if (socket->bound || tries == 30'000) return told("connect", number, -EADDRNOTAVAIL);
+    if (socket->bound || tries == 30'000) return fails_at_once(EADDRNOTAVAIL);
     flow.local.port = its_host.free_port();
   }
   socket->end = its_host.open_flow(flow, socket->settings, std::make_shared<Conversation>(), true);
