@@ -29,7 +29,8 @@ enum class Settled : std::uint8_t { by_nothing, by_close, by_abort, by_stopping,
 
 /// What the handler of one life saw and did.
 struct LifeNotes {
-  bool attempted = false;  ///< by a connector; else accepted
+  bool attempted = false;       ///< by a connector; else accepted
+  bool reaches_itself = false;  ///< from the very address that it goes to
   bool opened = false;
   bool closed = false;
   // What its handler's type hears.

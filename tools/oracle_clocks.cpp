@@ -23,8 +23,6 @@ void LifeClocks::received(Instant now, std::size_t bytes) {
   if (!in_message_) {
     begin_message({now, never_due});
     message_stamp_pending_ = true;
-  } else if (perhaps_held_) {
-    message_from_.latest = never_due;  // by how much it stood still is not known
   }
   rate_progress_ = now;
   if (!timeouts_.receive_rate.is_never()) receipts_.push_back({now, bytes});
@@ -81,15 +79,21 @@ void LifeClocks::resumed(Instant now) {
   rate_progress_ = now;
 }
 
-void LifeClocks::may_be_held() { perhaps_held_ = true; }
+void LifeClocks::may_be_held(Instant now) {
+  if (!perhaps_held_) perhaps_held_from_ = now;
+  perhaps_held_ = true;
+}
 
-void LifeClocks::holds_no_more(Instant now) {
+/// Everything may have stood still since it may have been held, or nothing.
+void LifeClocks::holds_no_more(Instant released) {
   if (!perhaps_held_) return;
   perhaps_held_ = false;
-  released_at_ = now;
-  rate_progress_ = now;
-  counted_from_.latest = std::max(counted_from_.latest, now);  // at most all of its time was left
-  message_from_.latest = never_due;
+  const Duration stood = std::max(released - perhaps_held_from_, Duration{});
+  released_at_ = std::max(released_at_, released);
+  rate_progress_ = std::max(rate_progress_, released);
+  if (rate_not_before_ > perhaps_held_from_) rate_progress_ = std::max(rate_progress_, rate_not_before_ + stood);
+  if (counted_from_.latest != never_due) counted_from_.latest += stood;
+  if (message_from_.latest != never_due) message_from_.latest += stood;
 }
 
 void LifeClocks::sent(Instant now, std::size_t bytes, std::uint64_t acknowledged_before) {

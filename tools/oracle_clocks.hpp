@@ -79,8 +79,8 @@ class LifeClocks {
   /// Before paused(): a message that the loop's delay made late may have been given that time back already.
   void may_be_forgiven(Instant now, const DelayLog& delays);
   void resumed(Instant now);
-  void may_be_held();  ///< a backlog may hold reading from now on, nobody tells until when
-  void holds_no_more(Instant now);
+  void may_be_held(Instant now);  ///< a backlog may hold reading from now on
+  void holds_no_more(Instant released);
   void sent(Instant now, std::size_t bytes, std::uint64_t acknowledged_before);
   void sampled(Instant now, std::uint64_t acknowledged);  ///< at least eight times in each window of send_rate
   /// Asked at `asked`, the handler has answered `answer` by `now`.
@@ -155,6 +155,7 @@ class LifeClocks {
   bool receive_stamp_pending_ = false;
   bool message_stamp_pending_ = false;
   bool perhaps_held_ = false;
+  Instant perhaps_held_from_{};
   std::optional<Instant> held_since_;
   Instant released_at_{};
   Instant rate_message_from_{};  // when the message began, whatever more time it was given

@@ -190,6 +190,7 @@ const char* reason_is_true(const Ending& ending) {
     case CloseReason::system_error:
       return unless(shortages != 0 && is_shortage(record.error_number), "no injected fault explains it");
     case CloseReason::self_connect:
+      return unless(notes.reaches_itself && truth.was_connected, "it had not reached itself");
     case CloseReason::accept_shed:
       return "nothing like that happens to a handler here";
     default:

@@ -80,38 +80,37 @@ Swarm::Swarm(WorldChoice choice)
 }
 
 Swarm::~Swarm() {
+  end_server();
   for (SwarmSite& site : sites_) {
-    if (site.reactor == nullptr) continue;
-    world.detach(*site.reactor);
-    site.door.reset();
-    site.reactor.reset();
+    if (site.reactor != nullptr) world.detach(*site.reactor);
+    close_site(site);
   }
+}
+
+/// How it is spoken to: what it is called in an address with a port.
+std::vector<std::string> Swarm::name(sim::Host& host, std::string_view ip6) const {
+  std::vector<std::string> names;
+  if (plan.family != Family::v6) names.emplace_back(host.address());
+  if (plan.family == Family::v4) return names;
+  host.add_address(ip6);
+  names.push_back('[' + std::string(ip6) + ']');
+  return names;
 }
 
 void Swarm::set_up() {
   world.local().set_buffers(plan.own_send_buffer, plan.own_receive_buffer);
+  own_addresses_ = name(world.local(), "fd00::1");
   for (unsigned index = 0; index < plan.peers; ++index) {
     sim::Host& host = world.host("10.0.1." + std::to_string(index + 1));
     host.set_buffers(plan.peer_send_buffer, plan.peer_receive_buffer);
     world.path(host, world.local()) = world.path(world.local(), host) = plan.path;
-    listen_for_nobody(peers_.emplace_back(PeerHost{&host}));
+    listen_for_nobody(peers_.emplace_back(PeerHost{&host, name(host, "fd00:1::" + std::to_string(index + 1))}));
   }
   descriptors_before_ = world.open_descriptors();
-  for (const SitePlan& site_plan : plan.sites) {
-    SwarmSite& site = sites_.emplace_back();
-    site.swarm = this;
-    site.plan = &site_plan;
-    site.address = "10.0.0.1:" + std::to_string(7000 + sites_.size());
-    site.reactor = std::make_unique<Reactor>(site_plan.reactor);
-    site.timers_before = sim::World::pending_timers(*site.reactor);
-    site.sources_before = sim::World::sources_in_use(*site.reactor);
-    site.blocks_before = sim::World::blocks_in_use(*site.reactor);
-    site.door = open_door(*this, site);
-    site.accept_tokens = std::max(site_plan.listener.accept_rate / 10, 1U);
-    site.tokens_at = now();
-    listen(site);
-    world.attach(*site.reactor);
-    if (site_plan.ends_after != Duration::max()) world.after(site_plan.ends_after, [this, &site] { destroy_site(site); });
+  if (plan.server_reactors != 0) {
+    start_server();
+  } else {
+    for (const SitePlan& site_plan : plan.sites) open_site(site_plan);
   }
   // From here on: what exists does so without a fault.
   for (std::size_t index = 0; index <= static_cast<std::size_t>(sim::Fault::delayed); ++index)
@@ -140,8 +139,10 @@ void Swarm::begin_next_life() {
 
 void Swarm::enter() {
   delays.note(now(), world.delays());
-  if (in_turn_) return;
+  if (in_turn_ && turn_step_ == world.steps()) return;
+  if (in_turn_) step_over();  // the world went on in a wait of our own
   in_turn_ = true;
+  turn_step_ = world.steps();
   turn_began = now();
 }
 
@@ -235,12 +236,18 @@ void Swarm::step_over() {
 }
 
 /// Some time after the last record, so that what is on its way arrives and what was armed for the shutdown fires.
-bool Swarm::is_over() const { return stopped_ && now() >= ends_at_; }
+/// Reactors may be late one after the other.
+bool Swarm::is_over() const { return stopped_ && now() >= ends_at_ + (alive_ != 0 ? Duration(10s) : Duration{}); }
 
 void Swarm::shut_down() {
   stopped_ = true;
-  for (SwarmSite& site : sites_) stop_site(site, plan.drain);
   ends_at_ = now() + plan.drain + 2s;
+  if (plan.server_reactors == 0) {
+    for (SwarmSite& site : sites_) stop_site(site, plan.drain);
+  } else if (server_ != nullptr) {
+    stop_server(plan.server_is_signalled);
+    ends_at_ += 10s;  // its reactors have to tell that they ended, too
+  }
 }
 
 std::uint64_t Swarm::shortages() const {
@@ -271,16 +278,21 @@ void Swarm::judge_world() {
   // The wait may be over late once more.
   if (alive_ != 0) problem(nullptr, "every life ends", std::to_string(alive_) + " go on");
   judged_ = true;
-  for (SwarmSite& site : sites_) site.door.reset();
+  for (SwarmSite& site : sites_) {
+    if (site.own_door == nullptr) continue;
+    site.door = nullptr;
+    site.own_door.reset();
+  }
   for (const SwarmSite& site : sites_)
     if (site.reactor != nullptr) world.wake(*site.reactor);
   const Instant end = now() + 1s;
   while (now() < end && world.step()) step_over();
+  if (server_ != nullptr) judge_server();
+  end_server();
   for (SwarmSite& site : sites_) judge_site(site);
   for (SwarmSite& site : sites_) {
-    if (site.reactor == nullptr) continue;
-    world.detach(*site.reactor);
-    site.reactor.reset();
+    if (site.reactor != nullptr) world.detach(*site.reactor);
+    close_site(site);
   }
   if (world.open_descriptors() != descriptors_before_)
     problem(nullptr, "no descriptor is left",

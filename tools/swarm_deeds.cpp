@@ -14,7 +14,7 @@ namespace {
 
 constexpr const char* names[] = {"nothing",       "finish",      "close",     "abort",         "pause",
                                  "resume",        "set_timeout", "set_rate",  "begin_message", "end_message",
-                                 "receive_again", "send some",   "send much", "post"};
+                                 "receive_again", "send some",   "send much", "send pieces",   "post"};
 static_assert(std::size(names) == deed_count);
 
 }  // namespace
@@ -37,8 +37,44 @@ void Swarm::settle(SwarmLife& life, Settled settled, bool outside) {
   notes.end_in_doubt = !notes.end_was_read && ((read_to_end && perhaps_not_told) || (told_gone && !held && perhaps_held));
 }
 
+namespace {
+
+struct Marks {
+  std::size_t bound, high, low;
+  bool pauses;
+};
+
+Marks marks_of(const SwarmLife& life) {
+  const auto of = [](const auto& options) {
+    return Marks{options.backlog_bytes_max, options.backlog_high_mark_bytes, options.backlog_low_mark_bytes,
+                 options.when_backlogged == WhenBacklogged::pause_reading};
+  };
+  return life.outgoing ? of(life.site->plan->connector) : of(life.site->plan->listener);
+}
+
+}  // namespace
+
+void Swarm::look_at_backlog(SwarmLife& life) {
+  LifeNotes& notes = life.notes;
+  if (!notes.clocks.is_perhaps_held()) return;
+  find_pings(life);
+  const sim::Truth facts = truth(life);
+  if (notes.given <= facts.taken + marks_of(life).low) notes.clocks.holds_no_more(facts.last_taken_at);
+}
+
+void Swarm::judge_read_while_backlogged(SwarmLife& life) {
+  const Marks marks = marks_of(life);
+  const sim::Truth facts = truth(life);
+  // Where the stream has ended a queue can never fall again, and holds nothing.
+  if (!marks.pauses || facts.error_at || facts.end_arrived_at) return;
+  // What its callbacks of this very dispatch have said may be gathered and not yet queued.
+  if (life.notes.given > facts.taken + marks.high + life.site->plan->reactor.gather_buffer_bytes)
+    problem(&life, "nothing is read above the high mark", std::to_string(life.notes.given - facts.taken) + " bytes wait");
+}
+
 /// What is overdue when reading is held would stand still.
 void Swarm::judge_before_hold(SwarmLife& life) {
+  look_at_backlog(life);
   if (const auto late = life.notes.clocks.overdue_receiving(now(), delays))
     problem(&life, "no deadline is late",
             std::string(to_string(late->kind)) + ": reading was paused instead; " +
@@ -123,8 +159,25 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
       return send(life, random.between(1, 2000), outside);
     case Deed::send_much:
       return send(life, any_magnitude(random, 4096, 200'000), outside);
+    case Deed::send_pieces:
+      return send_pieces(life, outside);
     case Deed::post:
       return post(life);
+  }
+}
+
+/// More pieces than a dispatch hands to the kernel at once, the later ones large and small by turns: whatever way each of them
+/// takes, they leave in order.
+void Swarm::send_pieces(SwarmLife& life, bool outside) {
+  constexpr std::uint64_t large = 8 * 1024, at_once = 16;
+  const std::uint64_t pieces = at_once + random.between(2, 10);
+  const bool takes_time = one_in(random, 2);
+  for (std::uint64_t piece = 0; piece < pieces && life.notes.settled == Settled::by_nothing; ++piece) {
+    const bool is_small = piece >= at_once && piece % 2 == 0;
+    send(life, is_small ? random.between(1, large - 1) : random.between(large, large + large / 4), outside);
+    if (!takes_time) continue;
+    world.spend(any_magnitude(random, Duration(1us), Duration(1ms)));  // the kernel's buffer empties meanwhile
+    delays.note(now(), world.delays());
   }
 }
 
@@ -149,11 +202,7 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
   LifeNotes& notes = life.notes;
   if (notes.closed || !life.connection) return;
   Connection& connection = *life.connection;
-  const SitePlan& site = *life.site->plan;
-  const std::size_t bound = life.outgoing ? site.connector.backlog_bytes_max : site.listener.backlog_bytes_max;
-  const std::size_t high = life.outgoing ? site.connector.backlog_high_mark_bytes : site.listener.backlog_high_mark_bytes;
-  const bool pauses =
-      (life.outgoing ? site.connector.when_backlogged : site.listener.when_backlogged) == WhenBacklogged::pause_reading;
+  const auto [bound, high, low, pauses] = marks_of(life);
   find_pings(life);
   while (bytes != 0) {
     const std::string_view piece = SwarmText::piece(life.stream_out(), life.spoken, bytes);
@@ -177,7 +226,7 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
     life.spoken += piece.size();
     if (!life.is_pinging) notes.heartbeat.said(notes.given);
     tell(life, "sends", piece.size());
-    if (pauses && waits + piece.size() > high) notes.clocks.may_be_held();
+    if (pauses && waits + piece.size() > high && notes.given > truth(life).taken + high) notes.clocks.may_be_held(now());
     if (connection.backlog_bytes() > bound)
       problem(&life, "no more than backlog_bytes_max waits", std::to_string(connection.backlog_bytes()));
     bytes -= piece.size();

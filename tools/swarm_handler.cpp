@@ -24,6 +24,7 @@ void SwarmHandler::enter(const char* callback) {
   swarm_.enter();
   swarm_.tell(life_, callback, life_.received);
   if (life_.notes.closed) swarm_.problem(&life_, "no callback after on_close", callback);
+  swarm_.look_at_backlog(life_);
 }
 
 void SwarmHandler::on_open(Connection& connection) {
@@ -69,6 +70,7 @@ std::size_t SwarmHandler::received(Connection& connection, Bytes bytes, bool par
     swarm_.problem(&life_, "nothing is delivered while reading is paused", std::to_string(bytes.size()));
   if (fresh == 0 && life_.left == 0) swarm_.problem(&life_, "on_receive comes with bytes", "with none that are new or were left");
   if (fresh != 0) {
+    swarm_.judge_read_while_backlogged(life_);
     if (const auto late = notes.clocks.overdue_receiving(now, swarm_.delays))
       swarm_.problem(&life_, "no deadline is late", told_late(*late, notes.clocks, now) + "; bytes came instead");
     if (notes.heartbeat.is_on()) heard_life();
@@ -259,58 +261,6 @@ void SwarmHandler::on_close(Connection& connection, const CloseRecord& record) {
   life_.notes.closed = true;
   swarm_.end_life(life_);
   swarm_.spend();
-}
-
-// --- the six types
-
-namespace {
-
-template <class Handler>
-class DoorOf final : public Door {
- public:
-  DoorOf(Swarm& swarm, SwarmSite& site)
-      : listener_(
-            *site.reactor, site.plan->listener,
-            [&swarm, &site](Connection& connection) -> Handler { return Handler(begin(swarm, site, connection)); }, site),
-        connector_(*site.reactor, site.plan->connector,
-                   [&swarm, &site](Connection& connection) -> Handler { return Handler(begin(swarm, site, connection)); }) {}
-
-  ListenerBase& listener() override { return listener_; }
-  ConnectorBase& connector() override { return connector_; }
-
- private:
-  static SwarmLife& begin(Swarm& swarm, SwarmSite& site, Connection& connection) {
-    SwarmLife& life = swarm.begin_life(site, connection);
-    life.notes.hears_finish = handler_thunks<Handler>.on_peer_finished != nullptr;
-    life.notes.hears_gone = handler_thunks<Handler>.on_peer_gone_while_paused != nullptr;
-    life.notes.clocks.ends_with_peer(!life.notes.hears_finish);
-    life.notes.hears_deadlines = handler_thunks<Handler>.on_deadline != nullptr;
-    return life;
-  }
-
-  Listener<Handler> listener_;
-  Connector<Handler> connector_;
-};
-
-}  // namespace
-
-std::unique_ptr<Door> open_door(Swarm& swarm, SwarmSite& site) {
-  using Plain = SwarmHandler;
-  static_assert(handler_kind_count == 6);
-  switch (site.plan->handler_kind) {
-    case 0:
-      return std::make_unique<DoorOf<Takes<Plain>>>(swarm, site);
-    case 1:
-      return std::make_unique<DoorOf<HearsDeadlines<HearsDrained<Parses<Plain>>>>>(swarm, site);
-    case 2:
-      return std::make_unique<DoorOf<HearsFinish<HearsGone<HearsDeadlines<HearsDrained<Takes<Plain>>>>>>>(swarm, site);
-    case 3:
-      return std::make_unique<DoorOf<HearsFinish<Parses<Plain>>>>(swarm, site);
-    case 4:
-      return std::make_unique<DoorOf<HearsGone<HearsDrained<Parses<Plain>>>>>(swarm, site);
-    default:
-      return std::make_unique<DoorOf<HearsFinish<HearsGone<HearsDeadlines<Parses<Plain>>>>>>(swarm, site);
-  }
 }
 
 }  // namespace vigil::tools

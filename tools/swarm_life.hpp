@@ -30,6 +30,7 @@ enum class Deed : std::uint8_t {
   receive_again,
   send_some,
   send_much,
+  send_pieces,
   post
 };
 inline constexpr std::uint64_t deed_count = static_cast<std::uint64_t>(Deed::post) + 1;

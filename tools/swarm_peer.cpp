@@ -1,5 +1,7 @@
 // The other side of a life: what its peer says, reads, and how it goes.
 #include <algorithm>
+#include <string>
+#include <vector>
 
 #include "swarm_text.hpp"
 #include "swarm_world.hpp"
@@ -10,6 +12,10 @@ namespace {
 
 constexpr std::uint16_t first_port = 10'000;
 constexpr std::uint16_t stuck_port = 9'000;  // where nobody accepts, and few fit into the queue
+
+const std::string& any_of(sim::Random& random, const std::vector<std::string>& addresses) {
+  return addresses.size() == 1 ? addresses.front() : addresses[random.below(addresses.size())];
+}
 
 }  // namespace
 
@@ -25,20 +31,24 @@ void Swarm::begin_peer(SwarmLife& life) {
   sim::Host& host = *on.host;
   life.messages_left = life.peer_script.style == PeerStyle::silent ? 0 : life.peer_script.messages;
   if (!life.outgoing) {
-    sim::Peer& peer = host.connect(life.site->address, port_of(life));
+    sim::Peer& peer = host.connect(any_of(random, life.site->addresses), port_of(life));
     meet_peer(life, peer);
     return;
   }
   std::uint16_t port = port_of(life);
-  const std::uint64_t luck = random.below(24);
+  std::string ip = any_of(random, on.addresses);
+  const std::uint64_t luck = random.below(32);
   if (luck == 0) {
     port = stuck_port;
-  } else if (luck != 1) {  // else nobody listens
+  } else if (luck == 1) {
+    life.notes.reaches_itself = true;
+    ip = any_of(random, own_addresses_);
+  } else if (luck != 2) {  // else nobody listens
     host.listen(port, [this, &life](sim::Peer& peer) {
       meet_peer(life, peer);
       talk(life);
     });
-    if (luck == 2) {
+    if (luck == 3) {
       host.pause_accepting(port);
       world.after(any_magnitude(random, Duration(1'000'000), Duration(std::chrono::seconds(2))), [&on, port, deaths = on.deaths] {
         if (on.deaths == deaths) on.host->resume_accepting(port);
@@ -46,7 +56,10 @@ void Swarm::begin_peer(SwarmLife& life) {
     }
   }
   connecting_ = &life;
-  const auto attempt = life.site->door->connector().connect(std::string(host.address()) + ":" + std::to_string(port));
+  const auto target = Address::parse(ip + ':' + std::to_string(port));
+  if (!target) return problem(&life, "an address can be parsed", describe(target.error()));
+  Door& door = *life.site->door;
+  const auto attempt = life.notes.reaches_itself ? door.connect_to_itself(*target) : door.connector().connect(*target);
   connecting_ = nullptr;
   if (attempt) {
     life.connection = *attempt;

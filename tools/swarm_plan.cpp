@@ -76,7 +76,7 @@ void draw_bounds(sim::Random& random, Options& options, std::size_t receive_buff
   }
   if (one_in(random, 3)) options.when_backlogged = WhenBacklogged::pause_reading;
   // The kernel gives up by itself on who is cut off for long.
-  if (one_in(random, 3)) options.socket.user_timeout = any_magnitude(random, Duration(30ms), Duration(3s));
+  if (one_in(random, 3)) options.socket.user_timeout = any_magnitude(random, Duration(30ms), Duration(2s));
   if (one_in(random, 4)) options.socket.keep_alive = {1s, 1s, static_cast<int>(random.between(1, 2))};
   if (one_in(random, 6)) options.socket.no_delay = false;
   if (one_in(random, 6)) options.socket.send_buffer_bytes = static_cast<int>(any_magnitude(random, 2 * 1024, 64 * 1024));
@@ -139,7 +139,7 @@ SitePlan draw_site(sim::Random& random) {
   constexpr std::size_t reads[] = {1, 2, 8, 8};
   site.reactor.reads_per_turn = reads[random.below(4)];
   site.reactor.timeouts = draw_timeouts(random, 12);
-  const auto percent = static_cast<unsigned>(random.between(20, 65));
+  const auto percent = static_cast<unsigned>(random.between(30, 80));
   site.listener.timeouts = draw_timeouts(random, percent);
   site.connector.timeouts = draw_timeouts(random, percent);
   draw_bounds(random, site.listener, site.reactor.receive_buffer_bytes);
@@ -162,8 +162,8 @@ SitePlan draw_site(sim::Random& random) {
 
 void draw_chances(sim::Random& random, WorldPlan& plan) {
   // Some worlds have few faults and rarely, some have most of them and often.
-  const std::uint64_t wanted = random.between(5, 75);
-  const std::uint64_t most = any_magnitude(random, 20, 2000);  // of 10,000
+  const std::uint64_t wanted = random.between(30, 95);
+  const std::uint64_t most = any_magnitude(random, 100, 2500);  // of 10,000
   for (std::size_t index = 0; index <= static_cast<std::size_t>(sim::Fault::delayed); ++index) {
     if (random.below(100) >= wanted) continue;
     double chance = static_cast<double>(random.between(1, most)) / 10'000;
@@ -187,13 +187,18 @@ void draw_chances(sim::Random& random, WorldPlan& plan) {
 
 WorldPlan draw_world(sim::Random& random) {
   WorldPlan plan;
-  plan.sites.resize(one_in(random, 3) ? 2 : 1);
+  plan.server_reactors = one_in(random, 4) ? static_cast<unsigned>(random.between(1, 4)) : 0;
+  plan.server_is_signalled = one_in(random, 3);
+  plan.sites.resize(plan.server_reactors == 0 && one_in(random, 3) ? 2 : 1);
   plan.lives = static_cast<unsigned>(random.between(150, 350));
   plan.spread = any_magnitude(random, Duration(200ms), Duration(20s));
   for (SitePlan& site : plan.sites) {
     site = draw_site(random);
     if (one_in(random, 10)) site.ends_after = random.between(plan.spread / 4, plan.spread);
   }
+  constexpr Family families[] = {Family::v4, Family::v4, Family::v4, Family::v6, Family::both};
+  plan.family = families[random.below(std::size(families))];
+  for (SitePlan& site : plan.sites) site.listener.v6_only = plan.family != Family::both;
   plan.peers = static_cast<unsigned>(random.between(1, 6));
   const bool has_heartbeats = std::any_of(plan.sites.begin(), plan.sites.end(), [](const SitePlan& site) {
     return site.listener.heartbeat.budget || site.connector.heartbeat.budget;

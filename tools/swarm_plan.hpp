@@ -50,8 +50,14 @@ struct SitePlan {
   Duration ends_after = Duration::max();  ///< destroyed with all it has open
 };
 
+/// What its addresses are of; where it is both, listeners take both at one socket.
+enum class Family : std::uint8_t { v4, v6, both };
+
 struct WorldPlan {
   std::vector<SitePlan> sites;
+  unsigned server_reactors = 0;  ///< of a Server that is all there is, with one site's plan on each; 0: none, reactors of our own
+  bool server_is_signalled = false;  ///< to stop
+  Family family = Family::v4;
   unsigned peers = 1;  ///< hosts that peers run on
   unsigned lives = 0;
   Duration spread{};         ///< over which they begin

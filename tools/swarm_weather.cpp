@@ -23,6 +23,8 @@ void Swarm::weather() {
   sim::Host& host = *on.host;
   sim::Host& own = world.local();
   const Duration lasting = any_magnitude(random, Duration(1ms), plan.weather_longest);
+  // So long that a kernel may give up meanwhile.
+  const Duration lasting_long = one_in(random, 4) ? lasting : random.between(Duration(500ms), Duration(5s));
   switch (plan.weather[random.below(plan.weather.size())]) {
     case Weather::hang:
       host.hang();
@@ -63,13 +65,13 @@ void Swarm::weather() {
       constexpr sim::Way ways[] = {sim::Way::no_route, sim::Way::unreachable_route, sim::Way::prohibited_route,
                                    sim::Way::blackhole_route};
       world.path(own, host).way = ways[random.below(std::size(ways))];
-      break;
+      return heal_after(lasting_long, host);
     }
     case Weather::reject: {
       constexpr sim::Way ways[] = {sim::Way::port_unreachable, sim::Way::host_unreachable, sim::Way::net_unreachable,
                                    sim::Way::prohibited, sim::Way::reset};
       world.path(own, host).way = ways[random.below(std::size(ways))];
-      break;
+      return heal_after(lasting_long, host);
     }
     case Weather::lose:
       world.path(own, host).loss = world.path(host, own).loss = 0.3;
@@ -85,7 +87,11 @@ void Swarm::weather() {
     case Weather::shake_listener:
       return shake_listener(sites_[random.below(sites_.size())], lasting / 4);
   }
-  world.after(lasting, [this, &own, &host] { world.path(own, host) = world.path(host, own) = plan.path; });
+  heal_after(lasting, host);
+}
+
+void Swarm::heal_after(Duration delay, sim::Host& host) {
+  world.after(delay, [this, &host] { world.path(world.local(), host) = world.path(host, world.local()) = plan.path; });
 }
 
 void Swarm::shake_listener(SwarmSite& site, Duration lasting) {

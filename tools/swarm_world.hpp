@@ -25,15 +25,20 @@ class Door {
   virtual ~Door() = default;
   virtual ListenerBase& listener() = 0;
   virtual ConnectorBase& connector() = 0;
+  /// From the very address that it goes to: an attempt that reaches itself. Its connector is gone when this returns.
+  virtual Result<ConnectionHandle> connect_to_itself(const Address& address) = 0;
 };
 
-/// One reactor with what stands on it, and what is known of it.
+/// One reactor with what stands on it, and what is known of it. Its own, or one of a server's.
 struct SwarmSite {
   const SitePlan* plan = nullptr;
   unsigned index = 0;
-  std::string address;
-  std::unique_ptr<Reactor> reactor;  ///< null once it was destroyed
-  std::unique_ptr<Door> door;
+  std::string address;                 ///< that it listens on
+  std::vector<std::string> addresses;  ///< that lead to it
+  Reactor* reactor = nullptr;          ///< null once it was destroyed
+  Door* door = nullptr;
+  std::unique_ptr<Reactor> own_reactor;  ///< unless it is a server's
+  std::unique_ptr<Door> own_door;
   std::uint64_t handlers = 0;  ///< that live
   std::uint64_t opened = 0;    ///< handlers built, and connections shed
   std::uint64_t records = 0;
@@ -63,6 +68,7 @@ struct SwarmSite {
 /// A host that peers run on.
 struct PeerHost {
   sim::Host* host = nullptr;
+  std::vector<std::string> addresses{};  ///< as in an address with a port
   bool hangs = false;
   std::uint64_t deaths = 0;  ///< of its processes, and of what they listened on
 };
@@ -83,13 +89,20 @@ class Swarm {
   void spend();
   void touch(SwarmLife& life);
   [[nodiscard]] SwarmLife& begin_life(SwarmSite& site, Connection& connection);
+  /// A server's worker has made its shard; and its reactor is about to end.
+  [[nodiscard]] SwarmSite& site_begins(Worker& worker);
+  void site_ends(SwarmSite& site);
   void end_life(SwarmLife& life);
 
   /// Does something to a connection; `outside`: not in a callback of its own.
   void act(SwarmLife& life, Deed deed, bool outside);
   void send(SwarmLife& life, std::uint64_t bytes, bool outside = false);
+  void send_pieces(SwarmLife& life, bool outside);
   void post(SwarmLife& life);
   void judge_before_hold(SwarmLife& life);
+  /// A queue that has fallen to its low mark holds reading no more.
+  void look_at_backlog(SwarmLife& life);
+  void judge_read_while_backlogged(SwarmLife& life);
   void ping(SwarmLife& life);        ///< its handler is to
   void find_pings(SwarmLife& life);  ///< that the library has sent by itself
   void find_pings(SwarmLife& life, std::uint64_t held_and_handed);
@@ -105,6 +118,7 @@ class Swarm {
   void end_processes(PeerHost& on);
   void answer(SwarmLife& life);
   void weather();
+  void heal_after(Duration delay, sim::Host& host);
   void shake_listener(SwarmSite& site, Duration lasting);
   void listen(SwarmSite& site);
 
@@ -134,12 +148,23 @@ class Swarm {
   friend struct SwarmSite;
   void tell_always(const SwarmLife& life, const char* what, std::uint64_t number);
   void set_up();
+  [[nodiscard]] std::vector<std::string> name(sim::Host& host, std::string_view ip6) const;
   void begin_next_life();
   void timer_fired(SwarmLife& life);
   void watch_next();
   void step_over();
+  SwarmSite& add_site(const SitePlan& site_plan, const std::string& port);
+  void open_site(const SitePlan& site_plan);
+  void note_baseline(SwarmSite& site);
+  void begin_listening(SwarmSite& site);
+  void start_server();
+  void stop_server(bool by_signal);
+  void mail_stop(Duration drain);
+  void end_server();
+  void judge_server();
   void note_stop(SwarmSite& site, Duration drain);
   void destroy_site(SwarmSite& site);
+  static void close_site(SwarmSite& site);
   void shut_down();
   [[nodiscard]] bool is_over() const;
   void judge_world();
@@ -154,20 +179,24 @@ class Swarm {
   Instant began_{};
   Instant ends_at_ = never_due;
   bool in_turn_ = false;
-  bool stopped_ = false;  ///< everything is to end
-  bool judged_ = false;   ///< and has
+  std::uint64_t turn_step_ = 0;
+  bool stopped_ = false;                ///< everything is to end
+  bool judged_ = false;                 ///< and has
+  std::shared_ptr<ServerBase> server_;  ///< shared with nobody: it is destroyed as what it is
   std::deque<SwarmSite> sites_;
   std::deque<SwarmLife> lives_;
   std::vector<SwarmLife*> touched_;
   std::vector<SwarmLife*> watched_;  ///< by heartbeats, while they are open
   std::size_t next_watched_ = 0;
   std::deque<PeerHost> peers_;
+  std::vector<std::string> own_addresses_;  ///< as in an address with a port
   std::size_t descriptors_before_ = 0;
   SwarmLife* connecting_ = nullptr;  ///< whose connect() is under way
   std::uint64_t alive_ = 0;
 };
 
-/// Which of the six types of handler, by SitePlan::handler_kind (swarm_handler.cpp).
-[[nodiscard]] std::unique_ptr<Door> open_door(Swarm& swarm, SwarmSite& site);
+/// With which of the six types of handler is told by SitePlan::handler_kind (swarm_doors.cpp).
+[[nodiscard]] std::unique_ptr<Door> open_door(SwarmSite& site);
+[[nodiscard]] std::shared_ptr<ServerBase> make_server(Swarm& swarm, const ServerOptions& options, std::uint64_t handler_kind);
 
 }  // namespace vigil::tools
