@@ -124,7 +124,6 @@ int join_worker(WorkerHandle started);
 // Names.
 [[nodiscard]] unsigned interface_index(const char* name);  ///< 0: no such interface
 [[nodiscard]] const char* error_name(int code);            ///< "EPIPE"; null: no name
-[[nodiscard]] const char* error_text(int code);            ///< "Broken pipe"; null: no text
 
 }  // namespace vigil::sys
 

@@ -163,6 +163,5 @@ int usable_cpus(int* cpus, std::size_t capacity);
 
 inline unsigned interface_index(const char* name) { return ::if_nametoindex(name); }
 inline const char* error_name(int code) { return ::strerrorname_np(code); }
-inline const char* error_text(int code) { return ::strerrordesc_np(code); }
 
 }  // namespace vigil::sys

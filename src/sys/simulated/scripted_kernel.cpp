@@ -196,8 +196,6 @@ void ScriptedKernel::will_receive_error(int descriptor, int error) {
   world_->scripted(descriptor).arrivals.push_back({.kind = Arrival::Kind::error, .error = error});
 }
 
-void ScriptedKernel::will_have_unread(int descriptor, int bytes) { world_->scripted(descriptor).scripted_unread = bytes; }
-
 // What the peer takes --------------------------------------------------------------------------------------------------------
 
 const std::string& ScriptedKernel::sent(int descriptor) const { return world_->life(descriptor).sent; }

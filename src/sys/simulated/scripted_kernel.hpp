@@ -154,7 +154,6 @@ class ScriptedKernel {
   void will_receive_hiccup(int descriptor, int error);  ///< one recv fails: EINTR, EAGAIN
   void will_receive_end(int descriptor);
   void will_receive_error(int descriptor, int error);
-  void will_have_unread(int descriptor, int bytes);  ///< what unread_bytes answers, whatever there really is
 
   // What the peer takes.
   [[nodiscard]] const std::string& sent(int descriptor) const;  ///< also after it was closed, until its number is used again

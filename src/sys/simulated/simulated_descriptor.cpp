@@ -144,7 +144,6 @@ int SimulatedDescriptor::take_arrived_error() {
 }
 
 int SimulatedDescriptor::unread() const {
-  if (scripted_unread) return *scripted_unread;
   std::size_t bytes = 0;
   for (const Arrival& arrival : arrivals) bytes += arrival.bytes.size();
   return static_cast<int>(bytes);

@@ -65,7 +65,6 @@ struct SimulatedDescriptor {
   std::deque<int> send_errors;
   bool acknowledges_at_once = true;
   std::size_t acknowledged = 0;  // of `sent`, and of our end as one byte more
-  std::optional<int> scripted_unread;
   std::optional<TcpSample> scripted_sample;
   bool ended_by_reset = false;  // closed so that the peer sees an RST
 

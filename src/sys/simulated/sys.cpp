@@ -92,6 +92,5 @@ int usable_cpus(int* cpus, std::size_t capacity) { return kernel().usable_cpus(c
 
 // Neither changes nor observes the world.
 const char* error_name(int code) { return ::strerrorname_np(code); }
-const char* error_text(int code) { return ::strerrordesc_np(code); }
 
 }  // namespace vigil::sys
