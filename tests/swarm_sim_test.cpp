@@ -9,11 +9,14 @@
 #include <string>
 #include <thread>
 
+#include "oracle_clocks.hpp"
 #include "support/seed.hpp"
+#include "swarm_plan.hpp"
 #include "swarm_text.hpp"
 
 using namespace vigil;
 using namespace vigil::tools;
+using namespace std::chrono_literals;
 
 TEST_CASE("a world of the swarm is the same each time, and on any thread") {
   const std::uint64_t seed = test::seed_of("the swarm");
@@ -74,4 +77,39 @@ TEST_CASE("bytes of a stream that are missing, doubled or of another stream do n
   while (whole.size() < 300'000) whole += SwarmText::piece(7, whole.size(), 300'000 - whole.size());
   CHECK(SwarmText::matches(7, 0, whole));
   CHECK(SwarmText::matches(7, 200'000, whole.substr(200'000)));
+}
+
+TEST_CASE("worlds differ in whose reactors turn, and in the family of their addresses") {
+  unsigned families[3] = {}, servers = 0, several_reactors = 0, signalled = 0;
+  for (std::uint64_t seed = 0; seed < 200; ++seed) {
+    sim::Random random(seed);
+    const WorldPlan plan = draw_world(random);
+    ++families[static_cast<std::size_t>(plan.family)];
+    servers += plan.server_reactors != 0 ? 1U : 0U;
+    several_reactors += plan.server_reactors > 1 ? 1U : 0U;
+    signalled += plan.server_reactors != 0 && plan.server_is_signalled ? 1U : 0U;
+    CHECK((plan.server_reactors == 0 || plan.sites.size() == 1));
+    for (const SitePlan& site : plan.sites) CHECK(site.listener.v6_only == (plan.family != Family::both));
+  }
+  for (const unsigned worlds : families) CHECK(worlds > 10);
+  CHECK(servers > 10);
+  CHECK(servers < 100);
+  CHECK(several_reactors > 10);
+  CHECK(signalled > 5);
+}
+
+TEST_CASE("a backlog that held reading is forgiven as long as it may have held it, and no longer") {
+  constexpr Duration tick = 1ms;
+  const Instant opened{1h};
+  LifeClocks clocks(resolve({.message = 200ms}, {}), tick);
+  clocks.opened(opened);
+  clocks.turn_ended(opened);
+  clocks.may_be_held(opened + 10ms);
+  CHECK_FALSE(clocks.overdue(opened + 10s, {}, {}));
+  clocks.holds_no_more(opened + 50ms);
+  CHECK(clocks.earliest(Deadline::message, {}) == opened + 200ms);
+  CHECK_FALSE(clocks.overdue(opened + 200ms + 40ms + 2 * tick, {}, {}));
+  const auto late = clocks.overdue(opened + 200ms + 40ms + 2 * tick + 1ns, {}, {});
+  REQUIRE(late);
+  CHECK(late->kind == Deadline::message);
 }
