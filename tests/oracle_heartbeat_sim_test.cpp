@@ -230,6 +230,8 @@ TEST_CASE("a silence that nobody ends is late: two ticks, the grace with its own
   other = watched;
   other.truth.last_acknowledged = latest - 10ms;
   CHECK(told_late(other));
+  other.truth.last_arrival = start + 1s;  // of bytes that were read then
+  CHECK(told_late(other));
   other.notes.heartbeat.said(other.truth.acknowledged);
   other.truth.last_heard = latest;
   CHECK_FALSE(told_late(other));
@@ -339,6 +341,9 @@ TEST_CASE("unreachable: something is outstanding, and something was lost or slow
   watched.truth.last_lost = {};
   CHECK(watched.breaks(rule));
   watched.truth.slow_until = start + 1s;
+  CHECK_FALSE(watched.breaks(rule));
+  watched.truth.slow_until = {};
+  watched.truth.peer_is_gone = true;
   CHECK_FALSE(watched.breaks(rule));
 }
 

@@ -113,9 +113,10 @@ struct Silence {
 
   [[nodiscard]] Instant began() const { return notes.clocks.last_received().earliest; }
   [[nodiscard]] Instant probed() const { return began() + terms.interval / 2; }  // at the earliest
-  /// Something of this connection was lost or slow: the situation may have changed, and what both kernels know differ.
+  /// The peer's host forgot it, or something of this connection was lost or slow: the situation may have changed, and what both
+  /// kernels know differ.
   [[nodiscard]] bool is_disturbed() const {
-    return (truth.lost != 0 && truth.last_lost >= began()) || truth.slow_until >= began();
+    return truth.peer_is_gone || (truth.lost != 0 && truth.last_lost >= began()) || truth.slow_until >= began();
   }
   /// Nothing came back of all that was sent.
   [[nodiscard]] bool is_severed() const { return truth.last_heard < probed(); }
@@ -256,8 +257,9 @@ void judge_silence(const LifeNotes& notes, const sim::Truth& truth, Instant now,
   const Instant due = life + terms.budget;
   if (until <= due) return;
   // A tick in which the first probe is found due, and one in which the budget's end is; an undecided verdict its own.
-  const bool in_milliseconds = life > notes.clocks.last_received().latest;  // as the kernel knows it
-  const Duration allowed = 2 * terms.tick + (in_milliseconds ? kernel_grain : Duration{}) +
+  // Life that only a look finds, in the kernel's milliseconds, may be found an interval later, and then the peer is asked anew.
+  const bool was_looked_for = life > notes.clocks.last_received().latest;
+  const Duration allowed = 2 * terms.tick + (was_looked_for ? kernel_grain + terms.interval : Duration{}) +
                            (terms.grace != Duration{} ? terms.grace + terms.tick : Duration{});
   if (until - due <= allowed + delays.since(life)) return;
   problems.push_back({"no lost peer is told late", "due " + readable(until - due) + " ago, of which the loop was kept " +

@@ -22,6 +22,7 @@ static_assert(std::size(names) == deed_count);
 void Swarm::settle(SwarmLife& life, Settled settled, bool outside) {
   LifeNotes& notes = life.notes;
   if (notes.settled != Settled::by_nothing) return;
+  find_pings(life);  // those before it
   const sim::Truth facts = truth(life);
   notes.settled = settled;
   notes.settled_at = now();

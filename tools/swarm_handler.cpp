@@ -127,7 +127,8 @@ void SwarmHandler::heard_life() {
   const sim::Truth truth = swarm_.truth(life_);
   Problems problems;
   // What the kernel held while reading was held has just been read, and says no more how long the silence was.
-  const bool was_held = notes.clocks.last_release() > notes.clocks.last_received().earliest;
+  const LifeClocks& clocks = notes.clocks;
+  const bool was_held = clocks.is_perhaps_held() || clocks.last_release() > clocks.last_received().earliest;
   if (!was_held) judge_silence(notes, truth, swarm_.now(), swarm_.delays, problems);
   swarm_.take(&life_, problems);
   notes.heartbeat.heard(truth.acknowledged != notes.given);

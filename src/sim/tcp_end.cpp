@@ -228,6 +228,7 @@ void TcpEnd::fill(Truth& truth) const {
   truth.peer_spoke_at = other_side().handed_at;
   truth.peer_finished = other_side().finished;
   truth.peer_was_reset = other_side().was_reset;
+  truth.peer_is_gone = other_side().is_gone;
   truth.peer_received = other_side().received;
   truth.peer_read_at = other_side().received_at;
   truth.peer_room = other_side().room;
@@ -403,6 +404,7 @@ void TcpEnd::die() {
 }
 
 void TcpEnd::vanish() {
+  own_side().is_gone = true;
   owner = nullptr;
   is_open_ = false;
   state_ = State::dead;
