@@ -1,5 +1,6 @@
 // Deadlines of a connection: which comes first, where the one node stands, what is asked before one is judged.
 #include <algorithm>
+#include <utility>
 
 #include "connection_life.hpp"
 #include "socket_calls.hpp"
@@ -189,9 +190,13 @@ bool ConnectionLife::has_more_to_read(ReactorCore& core, Connection& connection,
     return false;
   ConnectionSide* side = side_of(core, connection);
   if (side == nullptr) return false;
-  if (side->judged_at == 0)
-    side->judged_at = connection.received_ + static_cast<unsigned>(std::max(sys::unread_bytes(connection.descriptor_), 0));
-  return connection.received_ <= side->judged_at;
+  ConnectionSide::Judging& judging = side->judging;
+  if (!judging.begun) {
+    judging.begun = true;
+    judging.read_upto = connection.received_ + static_cast<unsigned>(std::max(sys::unread_bytes(connection.descriptor_), 0));
+  }
+  if (connection.received_ < judging.read_upto) return true;
+  return connection.received_ == judging.read_upto && !std::exchange(judging.awaits_end, true);
 }
 
 void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
@@ -229,7 +234,7 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   }
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
-    if (connection.side_ != nullptr) connection.side_->judged_at = 0;
+    if (connection.side_ != nullptr) connection.side_->judging = {};
     return rearm(core, connection);
   }
   if (has_more_to_read(core, connection, deadline.kind)) return core.arm(connection, deadline.at);  // in the next turn
@@ -243,7 +248,7 @@ bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection,
   const Duration answer = std::min<Duration>(handler.on_deadline(handler_of(connection), connection, kind), longest_timeout);
   if (connection.stage_ != Connection::Stage::open || connection.has(Connection::closing)) return true;  // it ended it itself
   if (answer <= Duration::zero()) return false;
-  if (connection.side_ != nullptr) connection.side_->judged_at = 0;  // what comes until then is read before the next verdict
+  if (connection.side_ != nullptr) connection.side_->judging = {};  // what comes until then is read before the next verdict
   const Instant at = core.read_clock() + answer;
   const Timeouts& timeouts = connection.policy_->timeouts;
   const auto from = [&](Deadline one) { return timeouts.of(one).is_never() ? at : at - timeouts.of(one).duration(); };

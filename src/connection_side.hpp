@@ -43,7 +43,13 @@ struct ConnectionSide {
 
   ConnectRetry* retry = nullptr;  // of an attempt that a Unix listener's full queue refused
 
-  std::uint64_t judged_at = 0;  // Connection::received_ when all was read that a deadline found due may not pass; 0: none is
+  /// What a deadline that was found due waits for.
+  struct Judging {
+    bool begun = false;
+    bool awaits_end = false;      // all was read, and what ended the stream behind it has one turn more
+    std::uint64_t read_upto = 0;  // Connection::received_ when all was read that had come
+  };
+  Judging judging;
 
   SendChunk* tail = nullptr;  // what on_receive left
   std::uint32_t tail_bytes = 0;

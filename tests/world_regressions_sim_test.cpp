@@ -63,12 +63,15 @@ struct Attempts {
 
 enum class Ends { by_close, by_shutdown, by_shutdown_at_once };
 
-/// A server's connection, whose handler goes on after the peer's end, takes the first half of what it is given, and lets its test
-/// do the rest; and its peer.
+/// A server's connection, whose handler goes on after the peer's end, may take only the first half of what it is given, and lets
+/// its test do the rest; and its peer.
 struct ServedPeer {
   struct Handler {
     void on_open(Connection& connection) { scene->served = connection.handle(); }
-    std::size_t on_receive(Connection&, Bytes bytes) { return scene->takes_half ? bytes.size() / 2 : bytes.size(); }
+    std::size_t on_receive(Connection& connection, Bytes bytes) {
+      if (scene->at_receive) scene->at_receive(connection);
+      return scene->takes_half ? bytes.size() / 2 : bytes.size();
+    }
     void on_peer_finished(Connection& connection) {
       ++scene->finishes_told;
       if (scene->at_finish) scene->at_finish(connection);
@@ -110,7 +113,7 @@ struct ServedPeer {
   World world;
   sim::Host& there = world.host("10.0.0.2");
   bool takes_half = false;
-  Callback<void(Connection&)> at_finish;
+  Callback<void(Connection&)> at_receive, at_finish;
   int finishes_told = 0, gone_told = 0;
   ConnectionHandle served;
   std::vector<CloseRecord> records;
@@ -330,6 +333,26 @@ TEST_CASE("bytes left while reading is paused begin a message when the one befor
   CHECK(scene.ended >= resumed + 3s);
   CHECK(scene.ended <= resumed + 3s + 1ms);
   CHECK(resumed - paused == 20s);
+}
+
+TEST_CASE("a handler that asks for what it left again and again puts no deadline off") {
+  for (const Deadline kind : {Deadline::receive, Deadline::message, Deadline::receive_rate}) {
+    CAPTURE(to_string(kind));
+    Timeouts timeouts;
+    if (is_rate(kind)) timeouts.rate_of(kind) = {.bytes_per_second = 10, .window = 1s, .grace = 0s};
+    if (!is_rate(kind)) timeouts.of(kind) = 1s;
+    ServedPeer scene(timeouts);
+    scene.takes_half = true;
+    scene.at_receive = [&](Connection& connection) {
+      scene.world.spend(1ms);
+      CHECK(connection.receive_again());
+    };
+    scene.peer.send("x");
+    const Instant sent = scene.world.now();
+    scene.world.run_for(2s);
+    REQUIRE(scene.records.size() == 1);
+    CHECK(scene.ended - sent <= 1s + 10ms);
+  }
 }
 
 TEST_SUITE_END();
