@@ -32,9 +32,9 @@ MUTATIONS = {
     ),
     "a deadline is judged before what has arrived is read": (
         "src/connection_deadlines.cpp",
-        "    ready(core, connection, {Readiness::readable | Readiness::urgent});\n",
+        "    ready(core, connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | end)});\n",
         "    if (connection.stage_ == Connection::Stage::connecting)\n"
-        "      ready(core, connection, {Readiness::readable | Readiness::urgent});\n",
+        "      ready(core, connection, {static_cast<std::uint8_t>(Readiness::readable | Readiness::urgent | end)});\n",
     ),
     "a life's record is told twice": (
         "src/connection_end.cpp",
