@@ -227,8 +227,9 @@ int simulate(const Settings& settings) {
               static_cast<unsigned long long>(sum.digest));
   print_broken(settings, run.broken);
   bool all_happened = true;
+  const bool came_to_its_end = run.broken.empty() || settings.keep_going;
   const auto want = [&](std::uint64_t count, const char* otherwise, const char* what) {
-    if (count != 0) return;
+    if (count != 0 || !came_to_its_end) return;
     all_happened = false;
     std::printf("\n%s: %s\n", otherwise, what);
   };

@@ -215,7 +215,8 @@ WorldPlan draw_world(sim::Random& random) {
   if (one_in(random, 2)) plan.path.jitter = any_magnitude(random, Duration(1us), Duration(20ms));
   if (one_in(random, 5)) plan.path.bytes_per_second = any_magnitude(random, 20'000, 20'000'000);
   const auto buffer = [&random] { return static_cast<std::size_t>(any_magnitude(random, 2 * 1024, 128 * 1024)); };
-  plan.own_send_buffer = buffer();
+  // In some the kernel takes all that one callback may hand it at once, and more.
+  plan.own_send_buffer = one_in(random, 4) ? random.between(160 * 1024, 400 * 1024) : buffer();
   plan.own_receive_buffer = buffer();
   plan.peer_send_buffer = buffer();
   plan.peer_receive_buffer = buffer();

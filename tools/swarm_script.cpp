@@ -21,7 +21,7 @@ HandlerScript draw_handler_script(sim::Random& random, const SitePlan& site) {
                             Deed::close,         Deed::close,    Deed::abort,   Deed::pause,    Deed::pause,  Deed::set_timeout,
                             Deed::receive_again, Deed::set_rate, Deed::post,    Deed::send_much};
   script.deed = deeds[random.below(std::size(deeds))];
-  if (one_in(random, 50)) script.deed = Deed::send_pieces;
+  if (one_in(random, 40)) script.deed = Deed::send_pieces;
   script.deed_at = random.between(one_in(random, 20) ? 0 : 2, 6);
   if (one_in(random, 3)) {
     constexpr Deed timed[] = {Deed::finish,      Deed::close,       Deed::abort,     Deed::pause,     Deed::pause,
