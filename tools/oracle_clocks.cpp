@@ -142,6 +142,7 @@ void LifeClocks::given_more_time(Deadline kind, Instant asked, Instant now, Dura
 void LifeClocks::timeout_changed(Deadline kind, Timeout timeout, Instant now) {
   const bool send_was_never = send_timeout(closing_).is_never();
   if (kind == Deadline::send) send_before_ = timeouts_.send;
+  if (kind == Deadline::drain && timeouts_.send.is_never()) send_before_ = timeouts_.drain;  // which stands for it in a flush
   timeouts_.of(kind) = timeout;
   changed_at_[static_cast<std::size_t>(kind)] = now;
   // What it stands for, or kept waiting.
