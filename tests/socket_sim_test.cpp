@@ -212,6 +212,8 @@ TEST_CASE("a world counts the calls on descriptors that are not open, or are som
   const int refused = sys::epoll_control(epoll, EPOLL_CTL_ADD, socket->descriptor(), &event);
   CHECK((refused == -ENOMEM || refused == -ENOSPC));
   world.set_chance(sim::Fault::no_buffers, 0);
+  pollfd nothing{epoll, POLLIN, 0};
+  CHECK(sys::poll(&nothing, 1, Duration{}) == 0);
   CHECK(sys::close(epoll) == 0);
 }
 
@@ -229,6 +231,15 @@ TEST_CASE("a scripted kernel's socket is asked what it is, and tells") {
     REQUIRE(accepted.outcome == AcceptOutcome::accepted);
     CHECK(accepted.peer.family() == Address::Family::ipv6);
     CHECK(peer_address(accepted.socket.descriptor())->to_string() == accepted.peer.to_string());
+    kernel.peer_sends_urgent_mark(accepted.socket.descriptor());
+    kernel.peer_sends(accepted.socket.descriptor(), "x");
+    char byte = 0;
+    CHECK(sys::recv(accepted.socket.descriptor(), &byte, 1) == 1);
+    CHECK(byte == 'x');
+    const int epoll = sys::epoll_create();
+    pollfd nothing{epoll, POLLIN, 0};
+    CHECK(sys::poll(&nothing, 1, Duration{}) == 0);
+    CHECK(sys::close(epoll) == 0);
     auto fresh = open_socket(Address::Family::ipv4);
     REQUIRE(fresh);
     CHECK(local_address(fresh->descriptor())->port() == 0);
