@@ -229,7 +229,7 @@ struct Truth {
   Instant peer_spoke_at{};          ///< the last of that
   bool peer_finished = false;       ///< and whether it ended its stream, by finish(), or by close() in order
   bool peer_was_reset = false;      ///< or reset it
-  bool peer_is_gone = false;        ///< its host was powered off, and has forgotten the connection
+  bool peer_is_gone = false;        ///< its host knows the connection no more: power off, or it has failed there
   std::uint64_t peer_received = 0;  ///< read by the other side's application
   Instant peer_read_at{};           ///< the last of it
   std::uint64_t peer_room = 0;      ///< of its kernel, for more; 0: its window is closed

@@ -75,7 +75,7 @@ struct Conversation {
     std::uint64_t received = 0;    // read
     Instant received_at{};         // the last of it
     std::uint64_t room = 0;        // of its kernel, for more
-    bool is_gone = false;          // its host has forgotten the connection: power off
+    bool is_gone = false;          // its host knows the connection no more
     ScriptedPeer* peer = nullptr;  // if a script plays it
   };
   Side client, server;

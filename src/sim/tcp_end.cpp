@@ -398,6 +398,7 @@ void TcpEnd::fail(int error) {
 
 void TcpEnd::die() {
   if (state_ == State::dead) return;
+  own_side().is_gone = true;
   state_ = State::dead;
   timer_ = Timer::none;
   host_.forget(flow_);
