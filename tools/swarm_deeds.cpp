@@ -99,7 +99,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
       return;
     case Deed::close:
       settle(life, Settled::by_close, outside);
-      if (notes.opened) {
+      if (notes.opened && !notes.stopped_at_once) {  // else it is over, and not yet told
         notes.graceful = true;
         clocks.closing(now());
         touch(life);
