@@ -92,7 +92,7 @@ std::size_t World::sources_in_use(Reactor& reactor) { return ReactorCore::of(rea
 
 std::size_t World::blocks_in_use(Reactor& reactor) {
   const ReactorCore& core = ReactorCore::of(reactor);
-  return core.chunks.in_use() + core.sides.in_use();
+  return core.chunks.in_use() + core.sides.in_use() + core.heartbeats.in_use() + core.doubts.in_use() + core.answers.in_use();
 }
 
 std::uint64_t World::digest() const { return state_->universe.digest; }
