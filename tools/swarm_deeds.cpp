@@ -158,8 +158,13 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
       return;
     case Deed::send_some:
       return send(life, random.between(1, 2000), outside);
-    case Deed::send_much:
-      return send(life, any_magnitude(random, 4096, 200'000), outside);
+    case Deed::send_much: {
+      const std::uint64_t much = any_magnitude(random, 4096, 200'000), bound = marks_of(life).bound;
+      const std::uint64_t waits = notes.given - std::min(notes.given, truth(life).taken);
+      // Now and then exactly what may wait, or one byte more.
+      const bool fills = one_in(random, 4) && waits <= bound && bound - waits <= 512 * 1024;
+      return send(life, fills ? bound - waits + random.below(2) : much, outside);
+    }
     case Deed::send_pieces:
       return send_pieces(life, outside);
     case Deed::post:
