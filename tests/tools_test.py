@@ -273,6 +273,14 @@ def heartbeat_options_that_contradict_each_other_are_refused_with_the_reason_bef
             ["--heartbeat-timeout", "20s", "--ping", "x", "--keepalive-only"],
             "--heartbeat-timeout, --ping, --keepalive-only: keepalive_only sends no pings: it takes no interval, misses, ping or phi",
         ),
+        (["--phi", "8"], "--phi: a heartbeat needs a budget: give --heartbeat-timeout too"),
+        (["--heartbeat-timeout", "20s", "--phi", "0.5"], "--phi: '0.5' is not a number from 1 to 100"),
+        (["--heartbeat-timeout", "20s", "--phi", "8x"], "--phi: '8x' is not a number from 1 to 100"),
+        (["--heartbeat-timeout", "20s", "--phi", "nan"], "--phi: 'nan' is not a number from 1 to 100"),
+        (
+            ["--heartbeat-timeout", "3s", "--phi", "8"],
+            "--heartbeat-timeout, --phi: heartbeat budget below two intervals and 1.5 s, before which phi has nothing to say",
+        ),
     ):
         with socket.create_server(("127.0.0.1", 0)) as untouched:
             where = "127.0.0.1:{}".format(untouched.getsockname()[1])
@@ -887,6 +895,18 @@ def a_server_pings_its_silent_clients_and_tells_which_of_them_hangs():
 def a_peer_that_takes_nothing_is_told_as_not_reading():
     with Echo("--flood", *HEARTBEAT) as echo, echo.client():
         lost(echo.event("closed"), "not_reading", 1800)
+
+
+@test
+def with_phi_a_peer_that_used_to_answer_fast_is_lost_long_before_its_budget():
+    with Echo("--heartbeat-timeout", "60s", "--heartbeat-interval", "100ms", "--phi", "8") as echo, echo.client() as client:
+        for _ in range(12):
+            client.sendall(client.recv(100))
+        record = echo.event("closed")
+        equal((record["reason"], record["verdict"]), ("heartbeat_lost", "hung"), "reason and verdict")
+        equal(record["silent_ms"] >= 1600, True, f"no sooner than two retransmissions take: {record['silent_ms']} ms")
+        equal(record["silent_ms"] < 30_000, True, f"long before the budget: {record['silent_ms']} ms")
+        equal(record["evidence"]["phi"] >= 8, True, f"phi is told: {record['evidence']}")
 
 
 @test

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
+#include <sstream>
 
 namespace vigil::tools {
 namespace {
@@ -202,6 +203,21 @@ CLI::Option* CommandLine::number(const std::string& name, const std::string& uni
     if (problem != std::errc{} || rest != end || parsed < at_least || parsed > at_most) {
       throw CLI::ValidationError(
           name, "'" + value + "' is not a whole number from " + std::to_string(at_least) + " to " + std::to_string(at_most));
+    }
+    into = parsed;
+  });
+}
+
+CLI::Option* CommandLine::decimal(const std::string& name, const std::string& unit, double& into, double at_least, double at_most,
+                                  const std::string& help) {
+  return text(name, unit, help, [name, &into, at_least, at_most](const std::string& value) {
+    double parsed = 0;
+    const char* const end = value.data() + value.size();
+    const auto [rest, problem] = std::from_chars(value.data(), end, parsed, std::chars_format::fixed);
+    if (problem != std::errc{} || rest != end || !(parsed >= at_least && parsed <= at_most)) {
+      std::ostringstream why;
+      why << "'" << value << "' is not a number from " << at_least << " to " << at_most;
+      throw CLI::ValidationError(name, why.str());
     }
     into = parsed;
   });

@@ -47,6 +47,8 @@ class CommandLine {
   CLI::Option* number(const std::string& name, const std::string& unit, std::uint64_t& into, std::uint64_t at_least,
                       std::uint64_t at_most, const std::string& help);
   /// `take` is given the value, and throws CLI::ValidationError with one clear line for a wrong one.
+  CLI::Option* decimal(const std::string& name, const std::string& unit, double& into, double at_least, double at_most,
+                       const std::string& help);
   CLI::Option* text(const std::string& name, const std::string& type, const std::string& help,
                     std::function<void(const std::string&)> take);
   /// One of some words; `into` is its index.

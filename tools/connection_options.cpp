@@ -88,7 +88,9 @@ void ConnectionOptions::add_heartbeat() {
   CLI::Option* const keepalive =
       command_line_.flag("--keepalive-only", heartbeat_.keepalive_only,
                          "No pings: the kernel asks the peer's kernel, which answers for a process that hangs too");
-  heartbeat_options_ = {budget_option_, interval_option_, ping_option_, keepalive};
+  phi_option_ = command_line_.decimal("--phi", "THRESHOLD", phi_.threshold, 1, 100,
+                                      "Lose a peer that used to answer fast before its budget ends: 8 is wrong once in 10^8");
+  heartbeat_options_ = {budget_option_, interval_option_, ping_option_, keepalive, phi_option_};
   options_.insert(options_.end(), heartbeat_options_.begin(), heartbeat_options_.end());
 }
 
@@ -105,6 +107,7 @@ std::optional<int> ConnectionOptions::settle_heartbeat() {
   } else if (heartbeat_.budget && !heartbeat_.keepalive_only) {
     heartbeat_.ping = ping_unless_told;
   }
+  if (phi_option_->count() > 0) heartbeat_.phi = phi_;
   const Result<HeartbeatPlan> plan = plan_heartbeat(heartbeat_);
   if (plan) return std::nullopt;
   std::string given;

@@ -45,9 +45,11 @@ class ConnectionOptions {
   Duration heartbeat_interval_{};
   Duration heartbeat_budget_{};
   std::string ping_;
+  PhiAccrual phi_;
   CLI::Option* interval_option_ = nullptr;
   CLI::Option* budget_option_ = nullptr;
   CLI::Option* ping_option_ = nullptr;
+  CLI::Option* phi_option_ = nullptr;
   std::vector<CLI::Option*> heartbeat_options_;
   std::vector<CLI::Option*> options_;  // every one of them, these too
 };
