@@ -18,7 +18,7 @@ constexpr Instant start{1h};
 constexpr Duration tick = 1ms;
 constexpr Duration budget = 10s;
 constexpr Duration interval = 2s;
-constexpr Duration grace = 500ms;
+constexpr Duration grace = 900ms;
 
 /// A life with a heartbeat, at its end or in a silence, true unless a test alters it.
 struct Watched {

@@ -162,7 +162,9 @@ const char* unknown_is_true(const Silence& silence) {
   if (silence.is_severed()) {
     if (!silence.something_is_outstanding()) return nullptr;
     // Two retransmissions need three timeouts, each twice as long as the one before.
-    return 8 * timeout > terms.budget - terms.interval + terms.grace ? nullptr : "nothing came back of what was asked";
+    // And what a route of our own held back may have left only now, so that they have the grace alone.
+    const bool too_slow = 8 * timeout > terms.budget - terms.interval + terms.grace || 3 * timeout > terms.grace;
+    return too_slow ? nullptr : "nothing came back of what was asked";
   }
   if (silence.is_disturbed()) return nullptr;
   // What was asked last, or a probe of the window, is still on its way, and the grace too short to await the answer.
