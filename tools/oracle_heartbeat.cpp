@@ -277,7 +277,9 @@ void judge_probe(const LifeNotes& notes, Instant now, Problems& problems) {
   if (notes.graceful || notes.aborted || notes.heard_finish || notes.finish_called) return wrong("a stream has ended");
   const Duration half = heartbeat.terms().interval / 2;
   if (now < notes.clocks.last_received().earliest + half) return wrong("half an interval had not passed");
-  if (heartbeat.last_asked() && now < *heartbeat.last_asked() + half) return wrong("one had just gone out");
+  // Life that a look finds begins another silence, whose first probe may be due at once.
+  const bool same_silence = heartbeat.only_asked() && !was_held(notes);
+  if (same_silence && heartbeat.last_asked() && now < *heartbeat.last_asked() + half) return wrong("one had just gone out");
 }
 
 }  // namespace vigil::tools
