@@ -196,7 +196,7 @@ void judge_loss(const Ending& ending, Problems& problems) {
   const HeartbeatClock& heartbeat = notes.heartbeat;
   const HeartbeatTerms& terms = heartbeat.terms();
   const Span last = notes.clocks.last_received();
-  const bool held = is_held(notes);
+  const bool held = is_held(notes) || notes.settled != Settled::by_nothing;  // a stop of this very turn has released it
   const auto wrong = [&](const char* rule, const std::string& told) {
     problems.push_back({rule, told + "; " + summary(notes, truth, ending.now)});
   };
