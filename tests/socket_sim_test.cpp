@@ -60,6 +60,8 @@ TEST_CASE("every outcome of a socket's call has its name") {
 
 TEST_CASE("a world's hosts have IPv6 too: both ends see each other's address") {
   World world({.address = "fd00::1"});
+  bool traced = false;
+  world.trace([&](std::string_view line) { traced = traced || line.find("[fd00::2]:4000") != line.npos; });
   Socket listener = listening_on("[fd00::1]:7000");
   Peer& peer = world.host("fd00::2").connect("[fd00::1]:7000", 4000);
   Accepted accepted = accept_within(listener, 1s);
@@ -70,6 +72,8 @@ TEST_CASE("a world's hosts have IPv6 too: both ends see each other's address") {
   CHECK(send_within(accepted.socket, bytes_of("hello"), 1s).outcome == SendOutcome::sent);
   world.run_for(1s);
   CHECK(peer.received() == "hello");
+  CHECK(traced);
+  world.trace({});
 
   auto nowhere = open_socket(Address::Family::ipv4);  // this host has no such address to come from
   REQUIRE(nowhere);
@@ -98,6 +102,7 @@ TEST_CASE("a world's socket is asked what it is, and tells") {
   CHECK(option_of(descriptor, SO_RCVBUF) >= 8192);
   CHECK(option_of(descriptor, SO_REUSEADDR) == 1);
   CHECK(set_nonblocking(descriptor));
+  CHECK(sys::set_status_flags(descriptor, O_NONBLOCK) == 0);
   CHECK((sys::status_flags(descriptor) & O_NONBLOCK) != 0);
 }
 
