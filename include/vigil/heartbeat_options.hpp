@@ -1,17 +1,32 @@
-// How a connection is to learn that its peer is gone, although nothing says so: one budget, from which the rest follows.
+// How a connection learns that its peer is gone although nothing says so: one budget, from which the rest follows.
 //
 // Thread: plain values.
 //
 //   vigil::Listener<Session> listener(reactor, {.heartbeat = {.budget = 20s, .ping = "ping\n"}});
 //
-// Any byte received is life. Into a silence goes a probe: the handler's on_ping_due says it, or it is a fixed text; every silence
-// draws its own phase, so that a million connections don't ping in step. A peer that was silent for the whole budget is lost:
-// heartbeat_lost, with the verdict of what its kernel and the network show meanwhile (verdict.hpp).
+// Any byte received is life. A probe is sent only into a silence: the fixed text `ping`, or what the handler's on_ping_due sends
+// (handler.hpp). The first one goes out between half an interval and a whole interval after the last sign of life, drawn anew for
+// each silence, so that a million connections don't ping in step; the next ones follow an interval apart. A peer that was silent
+// for the whole budget is lost: heartbeat_lost, with a verdict from what our kernel knew of it meanwhile (verdict.hpp). A loop
+// that was late or stopped loses nobody: after its first probe the peer has budget - interval to answer.
 //
-// keepalive_only is for protocols without a ping: the kernel probes by itself (SO_KEEPALIVE), and its own verdict
-// (network_timed_out) is what is told. It finds a host or a way that is gone. It can't find a process that hangs, because that
-// process's kernel answers; and it closes a peer that lives and reads nothing for the whole budget, because TCP_USER_TIMEOUT,
-// which bounds bytes in flight, makes no difference between the two.
+// Two more things are life, where the peer could not say anything else:
+// - The acknowledgement of bytes of ours that were not acknowledged yet when the first probe of the silence was due: a probe waits
+//   behind them. While bytes wait in our own queue, none is sent.
+// - While reading is held (pause_reading(), or a queue above its high mark), bytes that our kernel received count, though nobody
+//   has read them. Once they fill a quarter of our receive buffer, the acknowledgements of the peer's kernel count as well,
+//   because more bytes of the peer's may find no room.
+//
+// A heartbeat ends with the peer's end, with close() and with our own finish(): after our end nothing can be sent, so the peer
+// can't be asked any more. For the time after finish() set a receive deadline (Connection::set_timeout).
+//
+// A Unix socket has no TCP evidence: its peer is probed and lost in the same way, and the verdict is always `unknown`.
+//
+// keepalive_only is for protocols without a ping, and for TCP: a Unix address is refused. The kernel probes by itself
+// (SO_KEEPALIVE, TCP_USER_TIMEOUT; SocketOptions win where they set these), and its own answer is what is told: network_timed_out,
+// or network_unreachable where the network had said so. It finds a host that is gone, or a way that is. It can't find a process
+// that hangs, because that process's kernel answers the probes. And it closes a peer that lives but reads nothing for the whole
+// budget while bytes of ours wait for it: TCP_USER_TIMEOUT makes no difference between that and a host that is gone.
 #pragma once
 
 #include <chrono>
@@ -26,28 +41,34 @@
 namespace vigil {
 
 struct HeartbeatOptions {
-  /// A peer silent for this long is lost. Nothing: no heartbeat. Up to 10 years; at least three intervals, and for a verdict at
-  /// least an interval and 1.5 s, which two retransmissions need.
+  /// A peer that is silent for this long is lost. Nothing: no heartbeat. Up to 10 years; at least three intervals, and with a
+  /// verdict at least an interval and 1.5 s, which two retransmissions need; with phi more, see there.
   std::optional<Duration> budget{};
-  /// Between one probe into a silence and the next, from 1 ms. Nothing: what budget and misses leave, a quarter of the budget.
+  /// Between one probe into a silence and the next, from 1 ms. Nothing: budget / (misses + 1), so a quarter of the budget where
+  /// misses is not given either; in a budget below 2 s with a verdict less, so that 1.5 s are left.
   std::optional<Duration> interval{};
-  /// Probes in a row that may go unanswered; at least 2. Nothing: as many as fit into the budget, or 3.
+  /// Probes in a row that may go unanswered; at least 2. The interval follows from it; where an interval is given, misses + 1 of
+  /// them only have to fit into the budget, which alone decides when a peer is lost. Nothing: 3, or as many as fit.
   std::optional<std::uint32_t> misses{};
-  /// What a probe says. Nothing: the handler's on_ping_due sends it.
+  /// What a probe says: anything that the peer must answer, not empty, at most backlog_bytes_max. Nothing: the handler's
+  /// on_ping_due sends it; a handler without one is refused.
   std::optional<std::string> ping{};
-  /// How long beyond the budget a verdict that is not decided yet may take: 0 to 1 s.
+  /// How long beyond the budget a verdict that is not decided yet may take, from 0 to 1 s; after that it is `unknown`.
   Duration grace = std::chrono::seconds(1);
-  bool wants_verdict = true;  ///< false: the verdict of every loss is `unknown`, and the budget may be shorter
+  bool wants_verdict = true;  ///< false: the verdict of every loss is `unknown`, there is no grace, and the budget may be shorter
   /// Lets a peer that used to answer fast be lost before the budget ends: when phi has reached its threshold, at the earliest an
-  /// interval (and for a verdict 1.5 s more) after the first probe that nobody answered, and only with a verdict that is decided.
-  /// Nothing: the budget alone.
+  /// interval (with a verdict 1.5 s more) after the first probe that nobody answered, and with a verdict only once that is
+  /// decided. The budget must leave room for this: two intervals, with a verdict 1.5 s more. Nothing: the budget alone.
   std::optional<PhiAccrual> phi{};
-  bool keepalive_only = false;  ///< the kernel's probes alone, see above; no ping, interval or misses of ours
+  /// The kernel's probes alone, see above; it takes no ping, interval, misses or phi. The budget is counted in whole seconds, at
+  /// least four (HeartbeatPlan::told_within says what comes of it), and at most 18 h: the kernel's first probe must follow within
+  /// 32,767 s.
+  bool keepalive_only = false;
 
   friend bool operator==(const HeartbeatOptions&, const HeartbeatOptions&) = default;
 };
 
-/// What will be done: every value there is, and where the platform can't honour the budget.
+/// What will be done: every value that follows from the options, and what becomes of the budget where the platform can't keep it.
 struct HeartbeatPlan {
   Duration budget{};  ///< 0: no heartbeat
   Duration interval{};
@@ -55,13 +76,14 @@ struct HeartbeatPlan {
   Duration grace{};
   bool wants_verdict = true;
   std::optional<PhiAccrual> phi{};
-  double phi_deviations = 0;  ///< above the mean of the answers' times: there phi reaches its threshold
-  Duration phi_from{};        ///< not before this time has passed since the first probe
-  /// Of keepalive_only; 0 else. The kernel counts the first two in whole seconds.
+  double phi_deviations = 0;  ///< how many standard deviations above the mean of the answers' times phi reaches its threshold
+  Duration phi_from{};        ///< how long after the first probe phi may end the connection at the earliest
+  /// Of keepalive_only, otherwise 0. The kernel counts the first two in whole seconds.
   Duration keepalive_idle{}, keepalive_interval{};
   int keepalive_count = 0;
   Duration user_timeout{};
-  /// How long after the last sign of life a loss is told at the latest: the budget and the grace, or what keepalive makes of it.
+  /// How long after the last sign of life a loss is told at the latest, beyond the loop's own delay: the budget and the grace, or
+  /// what keepalive makes of it.
   Duration told_within{};
 
   [[nodiscard]] bool is_on() const { return budget != Duration::zero(); }
