@@ -470,6 +470,40 @@ TEST_CASE("a closed window is seen in the evidence: its probes are answered by w
   }
 }
 
+TEST_CASE("a closed window is asked for at twice the interval each time, answered or not, until it opens") {
+  for (const bool is_answered : {true, false}) {
+    Caller caller;
+    caller.there.set_buffers(4096, 4096);
+    caller.accept();
+    caller.peer->stop_reading();
+    REQUIRE(caller.send(std::string(10'000, 'x')) == 10'000);
+    caller.world.run_for(100ms);
+    if (!is_answered) caller.way(Way::cut);
+    const Instant began = caller.world.now();
+    for (const std::uint32_t asked : {1U, 2U, 3U, 4U, 5U}) {
+      while (sys::tcp_sample(caller.descriptor).backoff < asked) caller.world.run_for(10ms);
+      const Duration since = caller.world.now() - began;
+      CHECK(since >= 200ms * ((1 << asked) - 1) - 100ms);
+      CHECK(since <= 210ms * ((1 << asked) - 1) + 50ms);
+      caller.world.run_for(100ms);
+      CHECK(sys::tcp_sample(caller.descriptor).probes == (is_answered ? 0 : asked));
+    }
+    // Up to two minutes.
+    caller.way(Way::open);
+    caller.world.run_for(1000s);
+    const auto answered_ms = [&] { return sys::tcp_sample(caller.descriptor).last_ack_recv_ms; };
+    while (answered_ms() > 1000) caller.world.run_for(500ms);
+    caller.world.run_for(118s);
+    CHECK(answered_ms() >= 118'000);
+    caller.world.run_for(3s);
+    CHECK(answered_ms() <= 3000);
+    caller.peer->read_on();
+    caller.world.run_for(130s);
+    CHECK(sys::tcp_sample(caller.descriptor).backoff == 0);
+    CHECK(caller.peer->received().size() == 10'000);
+  }
+}
+
 TEST_CASE("a host that knows nothing of the connection resets it at our next packet") {
   Caller caller;
   caller.accept();

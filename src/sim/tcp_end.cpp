@@ -184,7 +184,7 @@ sys::TcpSample TcpEnd::sample() {
   sample.retransmits = retransmits ? static_cast<std::uint32_t>(retries_) : 0;
   sample.total_retrans = total_retransmits_;
   sample.probes = static_cast<std::uint32_t>(probes_);
-  sample.backoff = sample.retransmits + (timer_ == Timer::probe ? sample.probes : 0);
+  sample.backoff = sample.retransmits + static_cast<std::uint32_t>(probe_backoff_);
   sample.rtt_us = static_cast<std::uint32_t>(smoothed_rtt_ / std::chrono::microseconds(1));
   sample.rto_us = static_cast<std::uint32_t>(backed_off(retries_) / std::chrono::microseconds(1));
   sample.last_ack_recv_ms = milliseconds_since(std::max(last_acknowledgement_, established_at_));
@@ -330,7 +330,12 @@ void TcpEnd::take_acknowledgement(const Segment& segment) {
     first_unacknowledged_at_ = now;
     retries_ = 0;
   }
-  if (!progress && !opens) return;
+  if (!progress && !opens) {
+    // Who answers a probe and opens nothing is asked again as long after its answer as the back-off says.
+    if (timer_ == Timer::probe) plan(Timer::probe, now + backed_off(probe_backoff_));
+    return;
+  }
+  probe_backoff_ = 0;
   timer_ = Timer::none;
   pump();
 }

@@ -171,7 +171,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   Instant timer_at_{};
   Instant planned_at_ = never_due;  // the earliest entry of the agenda for it
   int retries_ = 0;                 // in a row, of what the timer sends
-  int probes_ = 0;
+  int probes_ = 0;                  // unanswered in a row, of the window or of keepalive
+  int probe_backoff_ = 0;           // of the window's, answered or not, until it opens
   std::uint32_t total_retransmits_ = 0;
   Duration smoothed_rtt_{};
   std::uint64_t timed_byte_ = 0;  // when this one is acknowledged, the round trip is known

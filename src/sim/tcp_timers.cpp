@@ -99,7 +99,7 @@ void TcpEnd::plan() {
     const Timer wanted = wait_for_route_ ? Timer::local_retry : closed ? Timer::probe : Timer::retransmit;
     if (timer_ == wanted) return;
     if (wanted == Timer::local_retry) return plan(wanted, now + local_retry);
-    return plan(wanted, now + backed_off(closed ? probes_ : retries_));
+    return plan(wanted, now + backed_off(closed ? probe_backoff_ : retries_));
   }
   if (!is_open_ && end_acknowledged_) {
     if (timer_ != Timer::time_wait) plan(Timer::time_wait, now + time_wait_length);  // FIN_WAIT_2, nobody waits in it for ever
@@ -188,7 +188,10 @@ void TcpEnd::timer_fired() {
   Segment probe = segment();
   probe.asks = true;
   transmit(std::move(probe));
-  if (!all_acknowledged()) return plan(Timer::probe, now + backed_off(probes_));
+  if (!all_acknowledged()) {
+    probe_backoff_ = std::min(probe_backoff_ + 1, retries_max);
+    return plan(Timer::probe, now + backed_off(probe_backoff_));
+  }
   plan(Timer::keepalive, now + settings.keepalive_interval);
 }
 
