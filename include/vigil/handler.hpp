@@ -11,10 +11,15 @@
 // - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes
 // - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused; comes once.
 //   The end itself is told after what the kernel still holds: resume_reading(), or close() to end without it
-// - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer (heartbeat_options.hpp)
+// - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer. What is sent here is the probe;
+//   any byte that comes back ends the silence. It is called only where the heartbeat's options give a budget and no ping, and only
+//   into a silence: first half an interval to a whole one after the last sign of life, then an interval apart, but not while
+//   bytes wait in our queue (heartbeat_options.hpp). It may send nothing: at the budget's end the peer is judged all the same.
+//   It may close the connection
 // - `vigil::Duration on_deadline(vigil::Connection&, vigil::Deadline)`: a deadline is about to close an open connection;
 //   the answer is how much longer it may take from now (for a rate: when the next window is judged, at the earliest a window from
-//   now), 0 or less closes. Not asked for connect and drain, nor once closing. Without it deadlines close
+//   now), 0 or less closes. Not asked for connect and drain, nor at the end of a heartbeat's budget, which is no Deadline, nor
+//   once closing. Without it deadlines close
 //
 // A misspelled mandatory callback does not compile, nor does an optional one that exists by name but can't be called as above.
 // Callbacks run on the reactor's thread and are noexcept: one that throws terminates the program.
