@@ -16,8 +16,9 @@
 //   4. server_stopping beats local_close only where the user had not closed. A peer's end that was told before a close or a
 //      shutdown stays the reason.
 //   5. Of deadlines due together, the one due earliest.
-//   6. The kernel's own verdict (ETIMEDOUT, EHOSTUNREACH, ...) on a peer whose heartbeat is in doubt is heartbeat_lost, with the
-//      verdict of the last evidence taken while the connection lived.
+//   6. Where the kernel gives up on the peer (ETIMEDOUT, EHOSTUNREACH, ...) while its heartbeat is in doubt, which is from the
+//      first probe of a silence until the next sign of life, the reason is heartbeat_lost, with the verdict of the last evidence
+//      taken while the connection lived, and that errno. Otherwise it is network_timed_out or network_unreachable.
 #pragma once
 
 #include <cstddef>
@@ -49,7 +50,8 @@ enum class CloseReason : std::uint8_t {
   send_timed_out,        ///< bytes were outstanding and the peer acknowledged none for as long as the send deadline allows
   send_too_slow,    ///< in a full window the peer acknowledged fewer bytes than send_rate asks for, though more were outstanding
   drain_timed_out,  ///< the peer finished, and its handler neither sent nor closed within the drain deadline
-  heartbeat_lost,   ///< the peer gave no sign of life for the heartbeat's budget; the verdict says what is known of why
+  heartbeat_lost,   ///< the peer gave no sign of life for the heartbeat's budget, or the kernel gave it up before that (errno
+                    ///< tells); the verdict says what is known of why
   network_timed_out,    ///< the kernel gave up: keepalive, user timeout or retransmissions went unanswered (ETIMEDOUT)
   network_unreachable,  ///< the kernel lost the way to the peer (EHOSTUNREACH, ENETUNREACH, ...)
   backlog_full,         ///< a send would have passed backlog_bytes_max
