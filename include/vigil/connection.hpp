@@ -61,10 +61,9 @@ class Connection final : private Source {
   /// Ends at once with a reset (RST), also while closing gracefully.
   Result<void> abort();
 
-  /// Overrides one timeout for this connection alone; a running deadline of that kind is judged by the new value from its old
-  /// start (send, if it was never: from now). {set timeout, EINVAL}: out of range, `accept`, or a kind that has a rate; EBADF:
-  /// over; ENOMEM. Inherit returns to the listener's
-  /// or connector's value.
+  /// Overrides one timeout for this connection alone; `inherit` returns to the listener's or connector's value. A running
+  /// deadline of that kind is judged by the new value from its old start (`send`, if it was `never`, from now). Errors:
+  /// {set timeout, EINVAL}: out of range, `accept`, or a kind that has a rate; EBADF: the connection is over; ENOMEM.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
   /// The same for receive_rate and send_rate; windows begin anew, after the grace. {set rate, EINVAL}: out of range, or no rate.
