@@ -12,8 +12,8 @@
 // - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused; comes once.
 //   The end itself is told after what the kernel still holds: resume_reading(), or close() to end without it
 // - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer. What is sent here is the probe;
-//   any byte that comes back ends the silence. It is called only where the heartbeat's options give a budget and no ping, and only
-//   into a silence: first half an interval to a whole one after the last sign of life, then an interval apart, but not while
+//   any byte that comes back ends the silence. It is called only where the heartbeat's options give a budget and no ping, and
+//   only into a silence: first half an interval to a whole one after the last sign of life, then an interval apart, but not while
 //   bytes wait in our queue (heartbeat_options.hpp). It may send nothing: at the budget's end the peer is judged all the same.
 //   It may close the connection
 // - `vigil::Duration on_deadline(vigil::Connection&, vigil::Deadline)`: a deadline is about to close an open connection;
