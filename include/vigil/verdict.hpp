@@ -1,7 +1,7 @@
 // What the evidence says of a peer that has missed its heartbeat: whether its process hangs, its host can't be reached, or it
 // does not read.
 //
-// The evidence is what the own kernel knows of a TCP connection (TCP_INFO), sampled while the connection was alive: afterwards
+// The evidence is what our own kernel knows of a TCP connection (TCP_INFO), sampled while the connection was alive: afterwards
 // the kernel has forgotten it. A peer's kernel acknowledges for a process that hangs, and nobody acknowledges for a host that is
 // gone. What proves nothing alone: back-off, bytes in flight, an old acknowledgement, young data. A proxy that ends TCP on the
 // way acknowledges for a peer that is dead.
@@ -27,15 +27,16 @@ enum class Verdict : std::uint8_t {
 inline constexpr std::size_t verdict_count = static_cast<std::size_t>(Verdict::unknown) + 1;
 [[nodiscard]] const char* to_string(Verdict verdict);
 
-/// One look at a silent connection.
+/// One look at a silent connection. The counts "in silence" begin with its first probe, not with the last sign of life before it:
+/// what was said in between may have been acknowledged while the peer still lived.
 struct Evidence {
   bool known = false;                    ///< false: the platform or the socket has none
-  std::uint64_t sent_in_silence = 0;     ///< bytes handed to the kernel since the peer fell silent
+  std::uint64_t sent_in_silence = 0;     ///< bytes handed to the kernel from the first probe of this silence on
   bool acknowledged_in_silence = false;  ///< the peer's kernel has acknowledged some of those
   std::uint32_t unacknowledged_segments = 0;
-  std::uint32_t not_transmitted_bytes = 0;  ///< the kernel holds them and has not sent them once
-  std::uint32_t retransmits = 0;            ///< unanswered, in a row
-  std::uint32_t retransmits_in_silence = 0;
+  std::uint32_t not_transmitted_bytes = 0;      ///< the kernel holds them and has not sent them once
+  std::uint32_t retransmits = 0;                ///< unanswered, in a row
+  std::uint32_t retransmits_in_silence = 0;     ///< answered or not, from the first probe of this silence on
   std::uint32_t probes = 0;                     ///< unanswered window or keepalive probes in a row
   std::optional<std::uint32_t> window_bytes{};  ///< what the peer is ready to take; nothing: not known (Linux before 5.4)
   Duration round_trip{};                        ///< smoothed
@@ -50,8 +51,8 @@ struct Evidence {
 /// One JSON object: every field, durations in milliseconds.
 [[nodiscard]] std::string to_json(const Evidence& evidence);
 
-/// What a look at the evidence decides; nothing: it is not decided yet, look again. `interval` is that of the probes, `budget`
-/// how long the peer may be silent.
+/// What the evidence of one look decides; nothing: it is not decided yet, look again. `interval` is the time between two probes,
+/// `budget` how long the peer may be silent.
 ///
 /// In this order (each rule from measurements on Linux, where a healthy path had to stay undecided):
 /// - none, or a round trip above half the budget (congestion: a healthy peer was silent for 7.5 s behind bulk): undecided
