@@ -89,7 +89,7 @@ struct CloseRecord {
   std::uint64_t received = 0;                   ///< bytes read from the kernel
   std::uint64_t handed_to_kernel = 0;           ///< bytes of ours the kernel took
   std::optional<std::uint64_t> unacknowledged;  ///< of those, bytes the peer's kernel had not acknowledged, where known
-  std::uint64_t unsent = 0;                     ///< bytes given to send() the kernel never took
+  std::uint64_t unsent = 0;                     ///< bytes given to send() that the kernel never took
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
   std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive did not consume, or that came while closing
 

@@ -15,9 +15,9 @@
 //
 // Out of descriptors or memory: the head of the kernel's queue is shed (accepted on a reserve descriptor and closed, told as
 // accept_shed), then accepting pauses and is retried with a growing delay, told to the events object. At connections_max, at the
-// accept rate, and after pause_accepting() nothing is accepted and nothing shed: who comes waits in the kernel's queue
-// (accept_queue long; who finds that full knocks again, or a Unix peer is told EAGAIN). The accept deadline stands still whenever
-// accepting does.
+// accept rate, and after pause_accepting() nothing is accepted and nothing shed: whoever connects waits in the kernel's queue,
+// which is accept_queue long. Where that is full, a TCP peer's kernel tries again, and a Unix peer is told EAGAIN. The accept
+// deadline stands still whenever accepting does.
 #pragma once
 
 #include <cstddef>
@@ -47,15 +47,15 @@ struct ListenerOptions {
   std::size_t backlog_high_mark_bytes = 1024 * 1024;  ///< on_send_drained comes after the queue passed this ...
   std::size_t backlog_low_mark_bytes = 256 * 1024;    ///< ... and has fallen to this
   WhenBacklogged when_backlogged = WhenBacklogged::close;
-  HeartbeatOptions heartbeat{};       ///< how a peer that is silently gone is noticed
+  HeartbeatOptions heartbeat{};       ///< how a peer that is silently gone is noticed; off unless it has a budget
   std::size_t message_bytes_max = 0;  ///< the most on_receive may leave; 0: the reactor's receive_buffer_bytes, also the most
   int accept_queue = 4096;            ///< listen(2)'s backlog; the system may cap it (net.core.somaxconn)
   bool reuse_port = false;            ///< SO_REUSEPORT: several listeners share the address
   bool v6_only = true;                ///< an IPv6 listener takes no IPv4 connections
-  /// Of this listener's that are open at once; more wait in the kernel's queue. 0: no bound.
+  /// How many of this listener's connections may be open at once; others wait in the kernel's queue. 0: no bound.
   std::size_t connections_max = 0;
-  /// Accepted a second over any stretch of time, and beyond that a burst of a tenth of it, at least one; more wait in the
-  /// kernel's queue. 0: no bound; at most 1,000,000.
+  /// How many connections are accepted a second, over any stretch of time; beyond that a burst of a tenth of it, at least one.
+  /// Others wait in the kernel's queue. 0: no bound; at most 1,000,000.
   std::uint32_t accept_rate = 0;
 };
 
@@ -89,8 +89,8 @@ class ListenerBase {
   /// Stops accepting and closes the socket; its connections live on. It may listen again.
   void close();
 
-  /// Nothing is accepted until resume_accepting(): who comes waits in the kernel's queue. Not counted: one resume is enough. Also
-  /// before listen(), and kept across close().
+  /// Nothing is accepted until resume_accepting(): whoever connects waits in the kernel's queue. Calls are not counted: one
+  /// resume is enough. It may be called before listen(), and is kept across close().
   void pause_accepting();
   void resume_accepting();
 

@@ -19,11 +19,12 @@
 
 namespace vigil {
 
-/// When phi may end a connection before its heartbeat's budget does. The budget itself holds whatever phi says.
+/// When phi may end a connection before its heartbeat's budget does. The budget itself holds whatever phi says; what it must be
+/// at least stands in heartbeat_options.hpp.
 struct PhiAccrual {
   double threshold = 8;                                       ///< 1 to 100
-  std::uint32_t least_answers = 8;                            ///< phi is silent before as many were measured; 2 to 64
-  Duration least_deviation = std::chrono::milliseconds(100);  ///< answers are never taken as steadier; 1 ms to 1 hour
+  std::uint32_t least_answers = 8;                            ///< before this many were measured phi has no say; 2 to 64
+  Duration least_deviation = std::chrono::milliseconds(100);  ///< used where the measured one is less; 1 ms to 1 hour
 
   friend bool operator==(const PhiAccrual&, const PhiAccrual&) = default;
 };
@@ -48,7 +49,7 @@ class AnswerTimes {
 /// The formula above; at most 300.
 [[nodiscard]] double phi(Duration elapsed, Duration mean, Duration deviation);
 
-/// The formula solved for time: phi reaches `threshold` this many deviations after the mean.
+/// The formula solved for time: how many deviations after the mean phi reaches `threshold`.
 [[nodiscard]] double phi_deviations(double threshold);
 
 }  // namespace vigil

@@ -64,8 +64,8 @@ struct ReactorCounters {
   std::uint64_t sent_bytes = 0;
   std::uint64_t shed = 0;  ///< connections closed for want of a descriptor or memory
   std::uint64_t accept_pauses = 0;
-  /// By how much timers were looked at after the end their wait had asked for (the wait's own lateness, and callbacks that kept
-  /// the loop from it), and the time timers, tasks and on_close took.
+  /// How long after the end that a wait had asked for timers were looked at (because the wait came late, or callbacks kept the
+  /// loop from it), and the time that timers, tasks and on_close took.
   std::uint64_t loop_delay_ns_total = 0;
   std::uint64_t loop_delay_ns_max = 0;                         ///< the worst single delay of the above
   std::array<std::uint64_t, close_reason_count> closed_for{};  ///< by close reason

@@ -47,8 +47,8 @@ struct ServerOptions {
   bool stop_on_signals = true;  ///< the first SIGTERM or SIGINT shuts down with `drain`, the next one at once
   Duration drain = std::chrono::seconds(5);  ///< 0 to 10 years
   ReactorOptions reactor{};                  ///< of each
-  ListenerOptions listener{};  ///< of each; with several reactors reuse_port is set in any case, but only if it was given does
-                               ///< start() tolerate that somebody else listens there already
+  ListenerOptions listener{};  ///< of each; with several reactors reuse_port is always set, but start() tolerates somebody else
+                               ///< who listens there already only if you set it
 };
 
 /// One of a server's reactors as its shard sees it. It and what it refers to outlive the shard.

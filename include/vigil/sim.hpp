@@ -127,7 +127,7 @@ class Host;
 class World;
 
 /// The other side of a connection: a script plays its application, and the world its kernel. Callbacks are optional; while the
-/// peer's host hangs they wait. Those of a peer that a host's listen() handed out are set in there.
+/// peer's host hangs they wait. Set those of a peer that comes from Host::listen() in its on_accept.
 class Peer {
  public:
   virtual void send(std::string_view bytes) = 0;  ///< what its kernel has no room for waits and follows, also after finish()

@@ -85,15 +85,15 @@ inline constexpr Timeout never = Timeout::never();  ///< wait for as long as it 
 inline constexpr Duration shortest_timeout = std::chrono::milliseconds(1);
 inline constexpr Duration longest_timeout = std::chrono::years(10);
 
-/// The least that a stream must move: in each full window fewer bytes are too slow. Windows follow one another, the first after a
-/// grace. Only where bytes came between a window's end and its judging, or the loop stood still, and always for send_rate, does
-/// the next begin with the judging: a tick later at most, beyond the loop's own delay.
+/// The least that a stream must move: fewer bytes in a full window are too slow. The first window begins after the grace, each
+/// other where the one before it ended. But where bytes came between a window's end and the moment it was judged, where the loop
+/// stood still, and always for send_rate, the next one begins at that moment: a tick later at most, beyond the loop's own delay.
 struct Rate {
   static constexpr std::uint64_t inherited = std::numeric_limits<std::uint64_t>::max();
 
   std::uint64_t bytes_per_second = inherited;  ///< 0: no bound
   Duration window = std::chrono::seconds(1);   ///< 1 ms to 10 years
-  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years; between 0 and an eighth of the window it may take that eighth
+  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years; below an eighth of the window, but not 0, it may last that eighth
 
   static constexpr Rate never() { return {.bytes_per_second = 0}; }
 
