@@ -93,7 +93,7 @@ struct Rate {
 
   std::uint64_t bytes_per_second = inherited;  ///< 0: no bound
   Duration window = std::chrono::seconds(1);   ///< 1 ms to 10 years
-  Duration grace = std::chrono::seconds(5);    ///< 0 to 10 years; below an eighth of the window, but not 0, it may last that eighth
+  Duration grace = std::chrono::seconds(5);  ///< 0 to 10 years; below an eighth of the window, but not 0, it may last that eighth
 
   static constexpr Rate never() { return {.bytes_per_second = 0}; }
 
