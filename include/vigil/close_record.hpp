@@ -17,8 +17,9 @@
 //      shutdown stays the reason.
 //   5. Of deadlines due together, the one due earliest.
 //   6. Where the kernel gives up on the peer (ETIMEDOUT, EHOSTUNREACH, ...) while its heartbeat is in doubt, which is from the
-//      first probe of a silence until the next sign of life, the reason is heartbeat_lost, with the verdict of the last evidence
-//      taken while the connection lived, and that errno. Otherwise it is network_timed_out or network_unreachable.
+//      first probe of a silence until the next sign of life, the reason is heartbeat_lost with that errno. Its verdict follows
+//      from the last evidence taken while the connection lived, and from that errno. Otherwise it is network_timed_out or
+//      network_unreachable.
 #pragma once
 
 #include <cstddef>
