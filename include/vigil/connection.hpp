@@ -50,8 +50,8 @@ class Connection final : private Source {
   /// {send, EBADF}: a stale handle. {send, ENOMEM}: no memory for the queue; ends with system_error.
   Result<void> send(Bytes bytes);
 
-  /// Sends what is queued, then our end (FIN); receiving goes on, and so do its deadlines. A heartbeat ends here, because the peer
-  /// can't be asked any more. A second call changes nothing. {finish, EPIPE}: closing or over.
+  /// Sends what is queued, then our end (FIN); receiving goes on, and so do its deadlines. A heartbeat ends here, because the
+  /// peer can't be asked any more. A second call changes nothing. {finish, EPIPE}: closing or over.
   Result<void> finish();
 
   /// Graceful end: what is queued, then our end, then the peer's end is awaited within the drain deadline; bytes received
