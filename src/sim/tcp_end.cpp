@@ -306,6 +306,7 @@ void TcpEnd::take_acknowledgement(const Segment& segment) {
   if (upto > highest_ || upto < acknowledged_) return;  // of nothing that was sent; old
   const Instant now = host_.universe.now;
   last_acknowledgement_ = now;
+  soft_error_ = 0;  // something works
   probes_ = 0;
   bool progress = false;
   const std::uint64_t payload = std::min(upto, data_end());
@@ -390,7 +391,7 @@ void TcpEnd::end_if_both_ends_came() {
 
 void TcpEnd::path_error(int error) {
   if (state_ == State::syn_sent) return fail(error);
-  soft_error_ = error;  // a hint: an established connection tries again
+  soft_error_ = error;  // a hint, until something is acknowledged: an established connection tries again
 }
 
 void TcpEnd::fail(int error) {
