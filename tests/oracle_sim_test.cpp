@@ -392,6 +392,17 @@ TEST_CASE("the send deadline is never early, and at most an eighth and a tick la
   CHECK(stuck(timeouts, CloseReason::send_timed_out, start + 21ms + 1ns).breaks("no deadline is late"));
 }
 
+TEST_CASE("the send deadline does not count what the bytes waited for before their kernel was offered them") {
+  Known known = stuck({.send = 16ms}, CloseReason::send_timed_out, start + 21ms);
+  known.truth.offered_at = start + 5ms;
+  CHECK(told(known.judged()) == "");
+  known.truth.offered_at += 1ns;
+  CHECK(known.breaks("no deadline is told early"));
+  // Acknowledged since, it was another offer.
+  known.truth.last_acknowledged = start + 3ms;
+  CHECK(told(known.judged()) == "");
+}
+
 TEST_CASE("who is too slow had too little in a full window, and who had is told") {
   const Rate rate{.bytes_per_second = 1000, .window = 100ms, .grace = 0ms};  // 100 bytes in a window
   CHECK(told(timed_out({.receive_rate = rate}, CloseReason::receive_too_slow, start + 102ms).judged()) == "");

@@ -758,6 +758,27 @@ TEST_CASE("each fault of the calls strikes where it may, and is counted") {
   CHECK(world.calls_on_closed() == 1);
 }
 
+TEST_CASE("bytes are offered when a kernel that holds none is given some, and that stays so until all were acknowledged") {
+  for (const bool has_room : {true, false}) {
+    Caller caller;
+    caller.accept();
+    const auto offered_at = [&] { return caller.world.truth(caller.world.life(caller.descriptor)).offered_at; };
+    CHECK(offered_at() == Instant{});
+    const Instant first = caller.world.now();
+    if (!has_room) caller.world.set_chance(Fault::out_of_room, 1);
+    CHECK(caller.send("x") == (has_room ? 1 : -EAGAIN));
+    caller.world.set_chance(Fault::out_of_room, 0);
+    caller.world.run_for(10ms);
+    CHECK(offered_at() == first);
+    caller.way(Way::cut);
+    REQUIRE(caller.send("y") == 1);
+    const Instant second = has_room ? caller.world.now() : first;
+    caller.world.run_for(10ms);
+    REQUIRE(caller.send("z") == 1);
+    CHECK(offered_at() == second);
+  }
+}
+
 TEST_CASE("the truth of a life tells what its kernel and the other side know, also after its end") {
   Caller caller;
   caller.accept();

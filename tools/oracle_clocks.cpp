@@ -219,7 +219,9 @@ Timeout LifeClocks::send_timeout(bool closing) const {
 
 /// Since when nothing was acknowledged although something was outstanding.
 Instant LifeClocks::send_from(const sim::Truth& truth, bool at_latest) const {
-  const Instant progress = std::max(outstanding_since_, truth.last_acknowledged);
+  Instant progress = std::max(outstanding_since_, truth.last_acknowledged);
+  // What nothing was acknowledged of can't be on its way before its kernel was offered it, when the handler has returned.
+  if (!at_latest && truth.last_acknowledged <= outstanding_since_) progress = std::max(progress, truth.offered_at);
   if (at_latest ? closes_with_peer(truth) : perhaps_closes_with_peer(truth)) {
     if (at_latest) return std::max(progress, truth.last_recv_at);
     return timeouts_.send.is_never() ? std::max(progress, *truth.end_arrived_at) : progress;

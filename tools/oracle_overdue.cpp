@@ -146,8 +146,9 @@ std::string LifeClocks::describe(Deadline kind, Instant now, const sim::Truth& t
     case Deadline::send:
     case Deadline::send_rate:
       return text + ", given " + std::to_string(given_) + ", acknowledged " + std::to_string(truth.acknowledged) + " " +
-             at(truth.last_acknowledged) + ", outstanding since " + at(outstanding_since_) + ", floor " + at(send_floor_) +
-             ", not before " + at(send_rate_not_before_) + ", closing " + (closing_ ? at(closing_at_) : "no");
+             at(truth.last_acknowledged) + ", outstanding since " + at(outstanding_since_) + ", offered " + at(truth.offered_at) +
+             ", floor " + at(send_floor_) + ", not before " + at(send_rate_not_before_) + ", closing " +
+             (closing_ ? at(closing_at_) : "no");
     default:
       return text + ", closing " + (closing_ ? at(closing_at_) : "no") + ", our end " +
              (end_sent_at(truth) ? at(truth.end_sent_at) : "not sent") + ", lingers " +

@@ -219,6 +219,7 @@ struct Truth {
   std::uint64_t acknowledged = 0;   ///< of those
   Instant last_acknowledged{};      ///< when the count last grew
   Instant last_taken_at{};          ///< when `taken` last grew
+  Instant offered_at{};             ///< when bytes last were offered, taken or not, to a kernel that held none unacknowledged
   std::uint64_t untransmitted = 0;  ///< of `taken`: never sent yet, for want of a window or of a route
   bool end_was_sent = false;        ///< shutdown(2), or close(2)
   Instant end_sent_at{};            ///< when

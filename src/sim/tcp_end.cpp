@@ -64,6 +64,7 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
   std::size_t wanted = 0;
   for (std::size_t index = 0; index < count; ++index) wanted += pieces[index].iov_len;
   if (wanted == 0) return 0;
+  if (all_acknowledged() && !std::exchange(has_offer_, true)) offered_at_ = universe.now;
   std::size_t possible = std::min(room(), wanted);
   const auto struck = [&](Fault fault) { return universe.strikes(fault, conversation_->struck.faults); };
   if (host_.runs_vigil && possible > 0 && (struck(Fault::out_of_room) || struck(Fault::partial_send))) {
@@ -87,6 +88,7 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
     outgoing_.append({static_cast<const char*>(pieces[index].iov_base), part});
     left -= part;
   }
+  has_offer_ = false;
   taken_ += possible;
   last_taken_ = universe.now;
   pump();
@@ -211,6 +213,7 @@ void TcpEnd::fill(Truth& truth) const {
   truth.acknowledged = acknowledged_;
   truth.last_acknowledged = last_progress_;
   truth.last_taken_at = last_taken_;
+  truth.offered_at = offered_at_;
   truth.end_was_sent = end_wanted_;
   truth.end_sent_at = end_wanted_at_;
   truth.room = window();

@@ -153,6 +153,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   std::deque<std::uint64_t> marks_to_send_;
   bool wants_room_ = false;       // a send found none: the next room is told
   bool has_no_room_now_ = false;  // by a fault, for a moment
+  bool has_offer_ = false;        // of which nothing was taken, with nothing unacknowledged
   bool window_was_closed_ = false;
 
   // Receiving.
@@ -179,7 +180,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   Instant timed_at_{};
   Instant first_unacknowledged_at_{};  // since when something is on its way or held back
   Instant established_at_{}, end_arrived_at_{}, failed_at_{};
-  Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{};
+  Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{}, offered_at_{};
   Instant last_recv_at_{};
   std::int64_t last_recv_ = 0;
   Instant last_sample_at_{};
