@@ -1,5 +1,5 @@
 // vigil-simulate: lives by the million in simulated worlds, with every fault a kernel and a network have, each judged by an
-// oracle. Exit status 0 only if no promise was broken, every fault happened and every reason was told.
+// oracle. Exit status 0 only if no promise was broken, every fault happened, and every reason and every verdict was told.
 #include <sched.h>
 
 #include <algorithm>
@@ -237,6 +237,8 @@ int simulate(const Settings& settings) {
     want(sum.faults[index], "NEVER HAPPENED", sim::to_string(static_cast<sim::Fault>(index)));
   for (std::size_t index = 0; index < close_reason_count; ++index)
     want(sum.reasons[index], "NEVER TOLD", to_string(static_cast<CloseReason>(index)));
+  for (std::size_t index = 0; index < verdict_count; ++index)
+    want(sum.verdicts[index], "NEVER TOLD of a lost heartbeat", to_string(static_cast<Verdict>(index)));
   std::printf("\n%s violations in %s lives, %.1f s\n", grouped(run.broken.size()).c_str(), grouped(sum.counted).c_str(), seconds);
   return run.broken.empty() && all_happened ? 0 : 1;
 }
