@@ -696,6 +696,31 @@ TEST_CASE("time that callbacks take delays timers, and none fires early") {
   world.detach(reactor);
 }
 
+TEST_CASE("a run returns when its time is over, also where a reactor has something to do in each turn") {
+  World world;
+  Reactor reactor;
+  struct Busy {
+    World& world;
+    Reactor& reactor;
+    int turns = 0;
+    void turn() {
+      world.spend(3ms);
+      if (++turns < 10'000) CHECK(reactor.post([this] { turn(); }));
+    }
+  } busy{world, reactor};
+  world.attach(reactor);
+  busy.turn();
+  for (int run = 0; run < 3; ++run) {
+    const Instant until = world.now() + 1s;
+    if (run < 2) world.run_for(1s);
+    if (run == 2) CHECK_FALSE(world.run_until([] { return false; }, 1s));
+    CHECK(world.now() >= until);
+    CHECK(world.now() <= until + 3ms);
+  }
+  CHECK(busy.turns >= 999);
+  world.detach(reactor);
+}
+
 TEST_CASE("a hung host of one's own turns no reactor, and the time counts as delay once something waits") {
   World world;
   Reactor reactor;

@@ -62,6 +62,7 @@ class Random {
 /// the functions and fields of Host, Path and Peer. Every one that took effect is counted.
 enum class Fault : std::uint8_t {
   // Of the calls, by chance.
+  // Of these three at most strikes_in_a_row_max in a row of one descriptor: whoever tries again at once gets on, at any chance.
   interrupted,      ///< EINTR from a wait, accept, recv or send; nothing else happened
   spurious_event,   ///< a wait reports a descriptor that has nothing to say
   shuffled_events,  ///< a wait reports its batch in another order
@@ -96,6 +97,10 @@ enum class Fault : std::uint8_t {
 };
 inline constexpr std::size_t fault_count = static_cast<std::size_t>(Fault::window_closed) + 1;
 [[nodiscard]] const char* to_string(Fault fault);
+
+/// How often a descriptor is interrupted, has a spurious event (of a wait's own descriptor) or a pending error of accept, one after
+/// the other; with a chance of 1 then, all but one of so many and one.
+inline constexpr int strikes_in_a_row_max = 16;
 
 /// What becomes of a segment that takes a path.
 enum class Way : std::uint8_t {
@@ -262,7 +267,8 @@ class World {
 
   // --- time
   [[nodiscard]] Instant now() const;
-  /// Everything that happens up to that instant: segments arrive, reactors turn, peers answer.
+  /// Everything that happens up to that instant: segments arrive, reactors turn, peers answer. A turn that has begun ends, and
+  /// what its callbacks spend beyond that instant has passed then.
   void run_until(Instant until);
   void run_for(Duration duration) { run_until(now() + duration); }
   /// Until `done` answers true: true; or for `at_most`: false.

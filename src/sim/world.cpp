@@ -42,7 +42,7 @@ bool World::run_until(Callback<bool()> done, Duration at_most) {
   state_->kernel.wake_all();
   while (!done()) {
     if (state_->kernel.step(end)) continue;
-    state_->kernel.pass_time(end);
+    if (end > now()) state_->kernel.pass_time(end);
     return done();
   }
   return true;

@@ -101,6 +101,7 @@ bool WorldKernel::step(Instant limit) {
     universe_.agenda.take()();
     return true;
   }
+  if (universe_.now > limit) return false;  // a reactor that always has something to do is not to take longer than was asked for
   if (turning_ == nullptr && script_.next() <= universe_.now) {
     script_.take()();
     wake_all();  // it may have spoken to a reactor that sleeps
@@ -192,7 +193,7 @@ int WorldKernel::epoll_wait(int number, epoll_event* events, int capacity, Durat
   if (capacity <= 0) return -EINVAL;
   if (turning_ != nullptr && !turning_->has_waited)
     return told("epoll_wait", number, wait_in_turn(*turning_, *epoll, events, capacity, timeout));
-  if (universe_.strikes(Fault::interrupted)) return told("epoll_wait", number, -EINTR);
+  if (is_interrupted(*epoll)) return told("epoll_wait", number, -EINTR);
   const Instant began = universe_.now;
   int count = wait(timeout, [&] { return take_events(*epoll, events, capacity); });
   if (universe_.now > began) oversleep();
@@ -210,7 +211,7 @@ int WorldKernel::wait_in_turn(Runner& runner, Descriptor& epoll, epoll_event* ev
   runner.has_waited = true;
   runner.epoll = epoll.number;
   const Instant end = end_of(timeout);  // as it was asked, before anything made it late
-  if (universe_.strikes(Fault::interrupted)) {
+  if (is_interrupted(epoll)) {
     runner.sleeps = false;
     return -EINTR;
   }
@@ -229,7 +230,7 @@ int WorldKernel::wait_in_turn(Runner& runner, Descriptor& epoll, epoll_event* ev
 
 int WorldKernel::take_events(Descriptor& epoll, epoll_event* events, int capacity) {
   int count = epoll.registrations->take(events, capacity, [this](int number) { return find(number)->state(); });
-  if (count < capacity && universe_.strikes(Fault::spurious_event)) {
+  if (count < capacity && universe_.strikes_in_a_row(Fault::spurious_event, epoll.spurious_events)) {
     if (const epoll_event* other = epoll.registrations->any(universe_.random.next())) {
       events[count] = *other;
       events[count].events = other->events & (EPOLLIN | EPOLLOUT);
