@@ -35,6 +35,8 @@ class ScriptedPeer final : public Peer, public TcpOwner {
 
   /// It owns this end from now on.
   void take(std::shared_ptr<TcpEnd> end);
+  /// Its connect fails with this before there is an end.
+  void fail(int error) { told_error(error); }
   /// What its host was told while it hung.
   void look();
   /// Its process dies: its kernel closes.

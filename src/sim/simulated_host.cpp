@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <string>
 #include <utility>
 
 #include "sim/network.hpp"
@@ -13,16 +14,19 @@ namespace vigil::sim {
 namespace {
 
 constexpr std::uint16_t first_ephemeral_port = 32768, last_ephemeral_port = 60999;  // net.ipv4.ip_local_port_range
+constexpr int ephemeral_ports = last_ephemeral_port - first_ephemeral_port + 1;
 constexpr std::size_t default_buffer = 128 * 1024;
 
 }  // namespace
 
-/// A script's server: who comes gets a peer.
-struct SimulatedHost::PeerListener final : TcpOwner {
+/// A script's server: who comes gets a peer. Shared, since on_accept may end it.
+struct SimulatedHost::PeerListener final : TcpOwner, std::enable_shared_from_this<PeerListener> {
   PeerListener(SimulatedHost& its_host, Callback<void(Peer&)> callback) : host(its_host), on_accept(std::move(callback)) {}
 
   void tcp_changed(std::uint32_t) override {
-    while (!is_paused && !host.is_hung && !socket.queue.empty()) {
+    if (std::exchange(is_accepting, true)) return;
+    const auto self = shared_from_this();
+    while (!is_over && !is_paused && !host.is_hung && !socket.queue.empty()) {
       const std::shared_ptr<TcpEnd> end = std::move(socket.queue.front());
       socket.queue.pop_front();
       ScriptedPeer& peer = host.network.make_peer(host);
@@ -31,12 +35,15 @@ struct SimulatedHost::PeerListener final : TcpOwner {
       on_accept(peer);
       peer.look();
     }
+    is_accepting = false;
   }
 
   SimulatedHost& host;
   ListeningSocket socket;
   Callback<void(Peer&)> on_accept;
   bool is_paused = false;
+  bool is_accepting = false;
+  bool is_over = false;
 };
 
 SimulatedHost::SimulatedHost(Universe& its_universe, Network& its_network, std::string address, std::size_t its_index)
@@ -73,11 +80,17 @@ std::optional<Ip> SimulatedHost::source_for(const Ip& remote) const {
 }
 
 std::uint16_t SimulatedHost::free_port() {
-  for (int tries = last_ephemeral_port - first_ephemeral_port; tries > 0; --tries) {
+  for (int tries = ephemeral_ports; tries > 0; --tries) {
     next_port_ = next_port_ >= last_ephemeral_port ? first_ephemeral_port : static_cast<std::uint16_t>(next_port_ + 1);
     if (!listeners_.contains(next_port_)) break;
   }
   return next_port_;
+}
+
+std::uint16_t SimulatedHost::free_port(const Ip& source, const Endpoint& remote) {
+  for (int tries = ephemeral_ports; tries > 0; --tries)
+    if (const std::uint16_t port = free_port(); !has_flow({{source, port}, remote})) return port;
+  return 0;
 }
 
 bool SimulatedHost::is_free(const Endpoint& wanted, bool takes_v4_too, bool may_share) const {
@@ -184,12 +197,13 @@ Peer& SimulatedHost::connect(std::string_view address, std::uint16_t source_port
   if (!source) misused("the host has no address of that family", address);
   Endpoint local{*source, source_port};
   if (source_port != 0 && has_flow({local, remote})) misused("that source port is in use", address);
-  if (source_port == 0) {
-    do local.port = free_port();
-    while (has_flow({local, remote}));
-  }
   ScriptedPeer& peer = network.make_peer(*this);
   peers_.push_back(&peer);
+  if (source_port == 0) local.port = free_port(local.ip, remote);
+  if (local.port == 0) {
+    peer.fail(EADDRNOTAVAIL);
+    return peer;
+  }
   const auto about = std::make_shared<Conversation>();
   about->client.peer = &peer;
   const auto end = open_flow({local, remote}, defaults, about, true);
@@ -203,18 +217,25 @@ Peer& SimulatedHost::connect(std::string_view address, std::uint16_t source_port
 }
 
 void SimulatedHost::listen(std::uint16_t port, Callback<void(Peer&)> on_accept, int backlog) {
+  if (!on_accept) misused("nobody accepts: the callback is empty", address_);
   const Endpoint everywhere{.ip = {}, .port = port};
   if (!is_free(everywhere, true, false)) misused("somebody listens on that port", address_);
-  auto listener = std::make_unique<PeerListener>(*this, std::move(on_accept));
+  auto listener = std::make_shared<PeerListener>(*this, std::move(on_accept));
   listener->socket = {.at = everywhere, .takes_v4_too = true, .backlog = backlog, .settings = defaults, .owner = listener.get()};
   add_listener(listener->socket, false);
   peer_listeners_[port] = std::move(listener);
 }
 
-void SimulatedHost::pause_accepting(std::uint16_t port) { peer_listeners_.at(port)->is_paused = true; }
+SimulatedHost::PeerListener& SimulatedHost::peer_listener(std::uint16_t port) const {
+  const auto found = peer_listeners_.find(port);
+  if (found == peer_listeners_.end()) misused("nobody listens on that port", address_ + ':' + std::to_string(port));
+  return *found->second;
+}
+
+void SimulatedHost::pause_accepting(std::uint16_t port) { peer_listener(port).is_paused = true; }
 
 void SimulatedHost::resume_accepting(std::uint16_t port) {
-  PeerListener& listener = *peer_listeners_.at(port);
+  PeerListener& listener = peer_listener(port);
   listener.is_paused = false;
   listener.tcp_changed(POLLIN);
 }
@@ -222,8 +243,10 @@ void SimulatedHost::resume_accepting(std::uint16_t port) {
 void SimulatedHost::stop_listening(std::uint16_t port) {
   const auto found = peer_listeners_.find(port);
   if (found == peer_listeners_.end()) return;
-  remove_listener(found->second->socket);
+  const std::shared_ptr<PeerListener> listener = std::move(found->second);
   peer_listeners_.erase(found);
+  listener->is_over = true;
+  remove_listener(listener->socket);
 }
 
 // Faults ----------------------------------------------------------------------------------------------------------------------
@@ -255,6 +278,7 @@ void SimulatedHost::forget_everything() {
   for (auto& [flow, end] : flows_) end->vanish();
   flows_.clear();
   listeners_.clear();
+  for (const auto& [port, listener] : peer_listeners_) listener->is_over = true;
   peer_listeners_.clear();
 }
 

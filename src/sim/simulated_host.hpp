@@ -65,6 +65,8 @@ class SimulatedHost final : public Host {
   /// A handshake that a listener had begun is over.
   void handshake_done(TcpEnd& end, bool established);
   [[nodiscard]] std::uint16_t free_port();
+  /// For a connection from `source` to `remote`; 0: all are in use for it.
+  [[nodiscard]] std::uint16_t free_port(const Ip& source, const Endpoint& remote);
   [[nodiscard]] bool is_free(const Endpoint& wanted, bool takes_v4_too, bool may_share) const;
   void add_listener(ListeningSocket& socket, bool may_share);
   /// Who waits in its queue is reset.
@@ -88,6 +90,7 @@ class SimulatedHost final : public Host {
 
   void answer_syn(const Segment& segment);
   void forget_everything();
+  [[nodiscard]] PeerListener& peer_listener(std::uint16_t port) const;
   [[nodiscard]] ListeningSocket* listener_for(const Segment& syn) const;
 
   std::string address_;
@@ -98,7 +101,7 @@ class SimulatedHost final : public Host {
     bool may_share;
   };
   std::multimap<std::uint16_t, Listening> listeners_;
-  std::map<std::uint16_t, std::unique_ptr<PeerListener>> peer_listeners_;
+  std::map<std::uint16_t, std::shared_ptr<PeerListener>> peer_listeners_;
   std::vector<ScriptedPeer*> peers_;
   std::uint16_t next_port_;
 };

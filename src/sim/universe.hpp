@@ -67,6 +67,12 @@ struct Universe {
     if (struck) ++faults;
     return struck;
   }
+  /// Of a fault at which the caller tries again: for ever, if it always came.
+  bool strikes_in_a_row(Fault fault, int& times) {
+    const bool struck = times < strikes_in_a_row_max && strikes(fault);
+    times = struck ? times + 1 : 0;
+    return struck;
+  }
   void trace_segment(const Segment& segment);
   void after(Duration delay, Task task) { agenda.add(now + delay, std::move(task)); }
 

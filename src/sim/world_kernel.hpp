@@ -116,10 +116,12 @@ class WorldKernel final : public sys::Kernel {
     std::shared_ptr<TcpEnd> end{};
     std::unique_ptr<ListeningSocket> listening{};
     bool connect_is_unanswered = false;  // of the first that says in progress
+    int accept_errors = 0;               // in a row
 
     std::unique_ptr<sys::EpollRegistrations> registrations{};
     std::uint64_t signalled = 0;
     int signal_number = 0;
+    int interruptions = 0, spurious_events = 0;  // in a row
   };
   using Kind = Descriptor::Kind;
 
@@ -160,6 +162,7 @@ class WorldKernel final : public sys::Kernel {
   [[nodiscard]] Descriptor* find_socket(int descriptor, int& error);
   [[nodiscard]] int open(Kind kind);
   [[nodiscard]] int shortage();
+  [[nodiscard]] bool is_interrupted(Descriptor& descriptor);
   [[nodiscard]] bool is_free(const Descriptor& socket, const Endpoint& wanted) const;
   void begin_life(Descriptor& socket);
   void report(int descriptor, std::uint32_t bits);

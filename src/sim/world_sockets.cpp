@@ -120,6 +120,12 @@ int WorldKernel::close(int number) {
   return told("close", number, 0);
 }
 
+bool WorldKernel::is_interrupted(Descriptor& descriptor) {
+  if (!universe_.strikes_in_a_row(Fault::interrupted, descriptor.interruptions)) return false;
+  if (descriptor.end != nullptr) ++descriptor.end->faults();
+  return true;
+}
+
 // Making, naming, listening ---------------------------------------------------------------------------------------------------
 
 int WorldKernel::socket(int family, int type) {
@@ -189,7 +195,7 @@ int WorldKernel::accept(int number, sockaddr* address, socklen_t* length) {
   Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
   if (socket->listening == nullptr) return told("accept", number, -EINVAL);
-  if (universe_.strikes(Fault::interrupted)) return told("accept", number, -EINTR);
+  if (is_interrupted(*socket)) return told("accept", number, -EINTR);
   if (error = shortage(); error != 0) return told("accept", number, error);
   // The kernel takes a number first, and looks for a connection then.
   if (socket->host.descriptors >= socket->host.descriptors_max) {
@@ -198,7 +204,7 @@ int WorldKernel::accept(int number, sockaddr* address, socklen_t* length) {
   }
   auto& queue = socket->listening->queue;
   if (queue.empty()) return told("accept", number, -EAGAIN);
-  if (universe_.strikes(Fault::accept_error)) {
+  if (universe_.strikes_in_a_row(Fault::accept_error, socket->accept_errors)) {
     static constexpr std::array pending{ENETDOWN,     EPROTO,     ENOPROTOOPT, EHOSTDOWN,   ENONET,
                                         EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH, ECONNABORTED};  // accept(2)
     return told("accept", number, -pending[universe_.random.below(pending.size())]);
@@ -254,11 +260,8 @@ int WorldKernel::connect(int number, const sockaddr* address, socklen_t length) 
   error = source ? network_.route_error(its_host, remote.ip) : ENETUNREACH;
   if (error != 0) return fails_at_once(error);
   if (!socket->bound && universe_.strikes(Fault::no_port)) return fails_at_once(EADDRNOTAVAIL);
-  Flow flow{{*source, socket->bound ? socket->bound->port : its_host.free_port()}, remote};
-  for (int tries = 0; its_host.has_flow(flow); ++tries) {
-    if (socket->bound || tries == 30'000) return fails_at_once(EADDRNOTAVAIL);
-    flow.local.port = its_host.free_port();
-  }
+  const Flow flow{{*source, socket->bound ? socket->bound->port : its_host.free_port(*source, remote)}, remote};
+  if (flow.local.port == 0 || its_host.has_flow(flow)) return fails_at_once(EADDRNOTAVAIL);
   socket->end = its_host.open_flow(flow, socket->settings, std::make_shared<Conversation>(), true);
   socket->end->owner = socket;
   socket->connect_is_unanswered = true;
@@ -273,7 +276,7 @@ ssize_t WorldKernel::recv(int number, void* buffer, std::size_t size) {
   Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
   if (socket->end == nullptr) return told<ssize_t>("recv", number, -ENOTCONN);
-  if (universe_.strikes(Fault::interrupted, socket->end->faults())) return told<ssize_t>("recv", number, -EINTR);
+  if (is_interrupted(*socket)) return told<ssize_t>("recv", number, -EINTR);
   return told("recv", number, socket->end->receive(buffer, size));
 }
 
@@ -287,7 +290,7 @@ ssize_t WorldKernel::send_vector(int number, const iovec* pieces, std::size_t co
   Descriptor* socket = find_socket(number, error);
   if (socket == nullptr) return error;
   if (socket->end == nullptr) return told<ssize_t>("send", number, -EPIPE);
-  if (universe_.strikes(Fault::interrupted, socket->end->faults())) return told<ssize_t>("send", number, -EINTR);
+  if (is_interrupted(*socket)) return told<ssize_t>("send", number, -EINTR);
   return told("send", number, socket->end->send(pieces, count));
 }
 
