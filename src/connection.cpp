@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 #include "connection_life.hpp"
@@ -32,6 +33,21 @@ constinit const SourceOperations ConnectionLife::operations{
 void* Connection::handler_storage() { return ConnectionLife::handler_of(*this); }
 
 // --- birth
+
+namespace {
+
+/// False: no memory.
+bool share_ping(ConnectionPolicy& policy, const std::string& text) {
+  policy.ping = new (std::nothrow) PingText;
+  if (policy.ping == nullptr) return false;
+  policy.ping->bytes.reset(new (std::nothrow) std::byte[text.size()]);
+  if (policy.ping->bytes == nullptr) return false;
+  policy.ping->size = text.size();
+  std::memcpy(policy.ping->bytes.get(), text.data(), text.size());
+  return true;
+}
+
+}  // namespace
 
 Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const HandlerThunks& handler,
                             const StreamBounds& bounds, const Timeouts& own_layer, const HeartbeatOptions& heartbeat,
@@ -72,8 +88,11 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   if (probes) {
     fresh->heartbeat = &heartbeat_thunks;
     fresh->plan = *plan;
-    fresh->ping = heartbeat.ping.value_or(std::string());
     fresh->heartbeat_seed = sys::random_seed();
+    if (heartbeat.ping && !share_ping(*fresh, *heartbeat.ping)) {
+      ConnectionPolicy::release(fresh);
+      return Error{operation, ENOMEM};
+    }
   }
   fresh->timeouts = timeouts;
   fresh->inherited = timeouts;
@@ -237,6 +256,7 @@ bool ConnectionLife::own_policy(Connection& connection) {
   auto* own = new (std::nothrow) ConnectionPolicy(*connection.policy_);
   if (own == nullptr) return false;
   own->references = 1;
+  if (own->ping != nullptr) ++own->ping->references;
   ConnectionPolicy::release(connection.policy_);
   connection.policy_ = own;
   return true;

@@ -203,7 +203,8 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
   if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
   const Instant before = core.now;
-  core.note_stall(core.read_clock() - before);  // the timer before may have taken long
+  const Instant asked = core.read_clock();
+  core.note_stall(asked - before);  // the timer before may have taken long
   Due deadline = earliest_deadline(connection);
   const HeartbeatThunks* heartbeat = connection.policy_->heartbeat;
   const bool probes = heartbeat != nullptr && heartbeat->next_look(connection) <= core.now;
@@ -225,13 +226,11 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   sample_progress(core, connection);
   roll_windows(core, connection);
   if (connection.policy_->heartbeat != nullptr) {
-    const Instant looked = core.now;
     connection.policy_->heartbeat->look(core, connection);
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
-    // What has become due while on_ping_due took its time is judged in the next turn, when the kernel has been asked.
-    const Instant at = earliest_deadline(connection).at;
-    if (at > looked && at <= core.now) return core.arm(connection, at);
   }
+  // What has become due while callbacks took their time is judged in the next turn, when the kernel has been asked.
+  if (const Instant at = earliest_deadline(connection).at; at > asked && at <= core.now) return core.arm(connection, at);
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
     if (connection.side_ != nullptr) connection.side_->judging = {};

@@ -185,6 +185,7 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
 
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
+  if (connection.has(Connection::just_given | Connection::probed)) core.read_clock();  // callbacks have run since it was read
   if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
   if (connection.has(Connection::probed)) connection.policy_->heartbeat->handed_over(core, connection);
   write_out(core, connection);
@@ -271,6 +272,7 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
   if (connection.stage_ == Connection::Stage::ended || connection.has(ended_flags)) return Error{"send", EPIPE};
   ReactorCore& core = *connection.policy_->core;
   core.assert_thread();
+  if (bytes.empty()) return {};
   if (connection.has(Connection::lingering)) {  // the handler still has something to say to a peer that finished
     connection.drain_began_ = never_due;
     core.flush_later(connection);
@@ -285,7 +287,6 @@ Result<void> ConnectionLife::send(Connection& connection, Bytes bytes) {
     end(connection, CloseReason::backlog_full);
     return Error{"send", ENOBUFS};
   }
-  if (bytes.empty()) return {};
   const bool open = connection.stage_ == Connection::Stage::open;
   if (connection.send_progress_ == nothing_outstanding && open) {
     start_send_clock(core, connection);

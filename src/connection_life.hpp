@@ -12,7 +12,7 @@
 
 #include <cerrno>
 #include <cstdint>
-#include <string>
+#include <memory>
 
 #include "connection_side.hpp"
 #include "reactor_core.hpp"
@@ -42,6 +42,17 @@ struct HeartbeatThunks {
 };
 extern const HeartbeatThunks heartbeat_thunks;
 
+/// A ping's text, shared by a policy and its copies.
+struct PingText {
+  std::uint32_t references = 1;
+  std::size_t size = 0;
+  std::unique_ptr<std::byte[]> bytes;
+
+  static void release(PingText* text) {
+    if (text != nullptr && --text->references == 0) delete text;
+  }
+};
+
 /// What all connections of a listener or connector share: counted, so that it lives as long as the last of them.
 struct ConnectionPolicy {
   ReactorCore* core = nullptr;
@@ -58,7 +69,7 @@ struct ConnectionPolicy {
   SourceSlab* slab = nullptr;
   const HeartbeatThunks* heartbeat = nullptr;  // null: none
   HeartbeatPlan plan;
-  std::string ping;  // empty: on_ping_due
+  PingText* ping = nullptr;  // null: on_ping_due
   std::uint64_t heartbeat_seed = 0;
 
   Timeouts timeouts;   // every kind valued
@@ -70,7 +81,9 @@ struct ConnectionPolicy {
   void (*life_ended)(ReactorCore& core, Source& maker) = nullptr;
 
   static void release(ConnectionPolicy* policy) {
-    if (policy != nullptr && --policy->references == 0) delete policy;
+    if (policy == nullptr || --policy->references != 0) return;
+    PingText::release(policy->ping);
+    delete policy;
   }
 };
 
@@ -227,6 +240,7 @@ struct ConnectionLife {
   // What the heartbeat asks of one.
   [[nodiscard]] static const ConnectionPolicy& policy_of(const Connection& connection) { return *connection.policy_; }
   [[nodiscard]] static Instant last_received(const Connection& connection) { return connection.last_received_; }
+  static void flush_later(ReactorCore& core, Connection& connection) { core.flush_later(connection); }
   static void expect_answer(Connection& connection) { connection.set(Connection::probed); }
   static void expect_no_answer(Connection& connection) { connection.clear(Connection::probed); }
   [[nodiscard]] static bool holds_reading(const Connection& connection) { return connection.has(held); }

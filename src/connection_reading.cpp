@@ -34,12 +34,13 @@ bool ConnectionLife::hold_reading(ReactorCore& core, Connection& connection, uns
   if (side == nullptr) return false;
   const bool held_before = connection.has(held);
   connection.set(cause);
+  const bool open = connection.stage_ == Connection::Stage::open;
+  // What told of an end has passed; it is asked for anew.
+  if (open && connection.has(Connection::end_hinted | Connection::error_latched))
+    core.ready_later(connection, {Readiness::ended});
   if (held_before) return true;
   side->paused_at = core.read_clock();
-  if (connection.stage_ != Connection::Stage::open) return true;
-  rearm(core, connection);
-  // What told of an end has passed; it is asked for anew.
-  if (connection.has(Connection::end_hinted | Connection::error_latched)) core.ready_later(connection, {Readiness::ended});
+  if (open) rearm(core, connection);
   return true;
 }
 

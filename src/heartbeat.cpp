@@ -9,8 +9,10 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <new>
+#include <utility>
 
 #include "connection_life.hpp"
 #include "vigil/phi_accrual.hpp"
@@ -25,7 +27,7 @@ struct Doubt {
   std::uint64_t acknowledged;  // at the last look
   Instant progress;            // when that last grew, or the silence began
   std::uint32_t retransmits;   // in all, by then
-  std::uint32_t owed_to;       // Heartbeat::said_to by then
+  int unread;                  // while reading is held, at the last look
   Evidence evidence;           // of the last look
 };
 
@@ -39,8 +41,8 @@ struct Heartbeat {
   Doubt* doubt = nullptr;          // null before the first probe, or for want of memory: then nothing is known
   AnswerTimes* answers = nullptr;  // of all its silences, for phi; null before the first
   std::uint32_t phase_seed = 0;    // of the connection
-  // Of the bytes given to send(), modulo 2^32: up to where they are no probe's, or older than one that is; and where probes end.
-  std::uint32_t said_to = 0, pinged_to = 0;
+  std::uint32_t asked_to = 0;      // where the first probe since the last byte received ends in our stream, modulo 2^32
+  bool is_asked = false;           // there was one
   Verdict verdict = Verdict::unknown;
   bool leaves = false;  // the first probe waits for the turn to hand it to the kernel
 };
@@ -101,6 +103,7 @@ struct HeartbeatLife {
     drop_doubt(core, heartbeat);
     ConnectionLife::expect_no_answer(connection);
     heartbeat.silence = last_life(connection);
+    if (heartbeat.silence == ConnectionLife::last_received(connection)) heartbeat.is_asked = false;
     heartbeat.next_probe = first_probe_after(connection, heartbeat.silence);
     heartbeat.decides_at = never_due;
     heartbeat.leaves = false;
@@ -128,19 +131,23 @@ struct HeartbeatLife {
     if (sample.known && !sample.connected) return !is_silent(connection);  // it has failed, and counts from nothing any more
     if (Doubt* doubt = heartbeat.doubt; doubt != nullptr && acknowledged > doubt->acknowledged) {
       doubt->progress = core.now;
-      // What was on its way before the probe holds the probe back: its acknowledgement is the only answer there can be. That of
-      // an earlier probe is none: the kernel of a process that hangs sends it too.
-      if (static_cast<std::int32_t>(doubt->owed_to - static_cast<std::uint32_t>(doubt->acknowledged)) > 0)
-        lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
+      if (is_on_the_way(heartbeat, acknowledged))
+        (void)lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
       doubt->acknowledged = acknowledged;
     }
-    const int unread = ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
-    if (unread > 0 && sample.known) {
-      lived_at(connection, core.now - std::chrono::milliseconds(sample.last_data_recv_ms));
-      // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
-      if (fills_buffer(connection, unread)) lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
-    }
+    const int unread = unread_while_held(connection);
+    if (unread == 0) return !is_silent(connection);
+    const Instant arrived = core.now - std::chrono::milliseconds(sample.last_data_recv_ms);
+    const bool more = heartbeat.doubt != nullptr && unread > std::exchange(heartbeat.doubt->unread, unread);
+    if (sample.known ? lived_at(connection, arrived) : more && lived_at(connection, core.now)) heartbeat.is_asked = false;
+    // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
+    if (sample.known && fills_buffer(connection, unread))
+      (void)lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
     return !is_silent(connection);
+  }
+
+  static int unread_while_held(const Connection& connection) {
+    return ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
   }
 
   /// The window closes with less in the buffer than its size, which counts what the kernel needs around the bytes.
@@ -153,31 +160,31 @@ struct HeartbeatLife {
 
   /// The kernel counts in milliseconds, and each look at the same sign of life sees it a little elsewhere: it is another one only
   /// where it came well after the last.
-  static void lived_at(const Connection& connection, Instant at) {
-    if (at > last_life(connection) + std::chrono::milliseconds(2)) of(connection).other_life = at;
+  static bool lived_at(const Connection& connection, Instant at) {
+    const bool later = at > last_life(connection) + std::chrono::milliseconds(2);
+    if (later) of(connection).other_life = at;
+    return later;
+  }
+
+  /// Whether the probe has not reached the peer, for bytes that hold it back: then an acknowledgement of those is the only answer
+  /// there can be. Later ones are none, for the kernel of a process that hangs sends them too; but where it had taken no more,
+  /// and takes more now, its process reads.
+  static bool is_on_the_way(const Heartbeat& heartbeat, std::uint64_t acknowledged) {
+    const auto left = static_cast<std::int32_t>(heartbeat.asked_to - static_cast<std::uint32_t>(acknowledged));
+    return !heartbeat.is_asked || left > 0 || heartbeat.doubt->evidence.not_transmitted_bytes != 0;
   }
 
   static void begin_doubt(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
     Heartbeat& heartbeat = of(connection);
     void* block = core.doubts.take();
     if (block == nullptr) return;
-    note_what_was_said(connection);
     heartbeat.doubt = ::new (block) Doubt{.probed_at = never_due,
                                           .handed = connection.handed_to_kernel(),
                                           .acknowledged = acknowledged,
                                           .progress = heartbeat.silence,
                                           .retransmits = sample.total_retrans,
-                                          .owed_to = heartbeat.said_to,
+                                          .unread = unread_while_held(connection),
                                           .evidence = {}};
-  }
-
-  static std::uint32_t given(const Connection& connection) {
-    return static_cast<std::uint32_t>(connection.handed_to_kernel() + connection.backlog_bytes());
-  }
-  /// Before a probe: whether something else was said since the last one.
-  static void note_what_was_said(const Connection& connection) {
-    Heartbeat& heartbeat = of(connection);
-    if (given(connection) != heartbeat.pinged_to) heartbeat.said_to = given(connection);
   }
 
   static void take_evidence(ReactorCore& core, Connection& connection, const sys::TcpSample& sample, std::uint64_t acknowledged) {
@@ -196,6 +203,7 @@ struct HeartbeatLife {
     evidence.round_trip = std::chrono::microseconds(sample.rtt_us);
     evidence.retransmit_timeout = std::chrono::microseconds(sample.rto_us);
     evidence.last_acknowledgement = std::chrono::milliseconds(sample.last_ack_recv_ms);
+    evidence.silence = core.now - heartbeat.silence;
     evidence.without_progress = core.now - std::max(doubt.progress, heartbeat.silence);
     if (phi_speaks(connection) && doubt.probed_at != never_due)
       evidence.phi = phi(core.now - doubt.probed_at, heartbeat.answers->mean(), answers_deviate(connection));
@@ -228,7 +236,8 @@ struct HeartbeatLife {
   /// How long after the first probe it reaches its threshold; the budget's length at most.
   static Duration phi_reached_after(const Connection& connection) {
     const HeartbeatPlan& plan = plan_of(connection);
-    if (!phi_speaks(connection)) return plan.budget;
+    const Doubt* doubt = of(connection).doubt;
+    if (!phi_speaks(connection) || doubt == nullptr || doubt->probed_at == never_due) return plan.budget;
     const double deviations = plan.phi_deviations * static_cast<double>(answers_deviate(connection).count());
     if (deviations >= static_cast<double>(plan.budget.count())) return plan.budget;
     const Duration reached = of(connection).answers->mean() + Duration(static_cast<std::int64_t>(deviations));
@@ -261,25 +270,28 @@ struct HeartbeatLife {
   static void look(ReactorCore& core, Connection& connection) {
     if (!runs(connection)) return;
     Heartbeat& heartbeat = of(connection);
+    heartbeat.leaves = false;  // the turn in which it did is over
     if (!is_silent(connection)) begin_silence(core, connection);
     if (core.now < heartbeat.next_probe || heartbeat.decides_at <= core.now) return;
     if (!stays_silent(core, connection)) return;
     const bool is_first = heartbeat.decides_at == never_due;
+    const bool asks = connection.backlog_bytes() == 0;  // else another probe behind it would ask nothing more
+    if (is_first && asks && heartbeat.doubt != nullptr) heartbeat.doubt->probed_at = core.now;
     if (is_first) count_from(connection, core.now);
     heartbeat.next_probe = core.now + plan_of(connection).interval;
-    if (connection.backlog_bytes() != 0) return;  // another probe behind it would ask nothing more
-    if (is_first && heartbeat.doubt != nullptr) heartbeat.doubt->probed_at = core.now;
+    if (!asks) return;
     ConnectionLife::expect_answer(connection);
-    note_what_was_said(connection);
     const ConnectionPolicy& policy = ConnectionLife::policy_of(connection);
-    if (!policy.ping.empty()) {
-      connection.send(policy.ping);
+    if (policy.ping != nullptr) {
+      connection.send(Bytes(policy.ping->bytes.get(), policy.ping->size));
     } else {
       policy.handler->on_ping_due(ConnectionLife::handler_of(connection), connection);
     }
-    heartbeat.pinged_to = given(connection);
+    if (!std::exchange(heartbeat.is_asked, true))
+      heartbeat.asked_to = static_cast<std::uint32_t>(connection.handed_to_kernel() + connection.backlog_bytes());
     heartbeat.next_probe = core.read_clock() + plan_of(connection).interval;
     heartbeat.leaves = is_first && connection.backlog_bytes() != 0;
+    if (heartbeat.leaves) ConnectionLife::flush_later(core, connection);
   }
 
   /// The budget ends with the silence's, but a loop that slept has asked only now: then the peer gets the time that an answer may
@@ -294,9 +306,9 @@ struct HeartbeatLife {
 
   /// Callbacks between the probe and here may have taken long, and only now the peer is asked.
   static void handed_over(ReactorCore& core, Connection& connection) {
-    if (!runs(connection) || !of(connection).leaves) return;
-    of(connection).leaves = false;
-    if (of(connection).doubt != nullptr) of(connection).doubt->probed_at = core.now;
+    Heartbeat& heartbeat = of(connection);
+    if (!runs(connection) || !std::exchange(heartbeat.leaves, false)) return;
+    if (heartbeat.doubt != nullptr) heartbeat.doubt->probed_at = core.now;
     count_from(connection, core.now);
   }
 
@@ -315,6 +327,10 @@ struct HeartbeatLife {
     }
     if (!stays_silent(core, connection)) return ConnectionLife::rearm(core, connection);
     const std::optional<Verdict> verdict = judged(connection);
+    // A loop that comes late has looked too seldom: what it sent only now needs the grace as well.
+    const Instant budget_ends = heartbeat.gives_up_at - plan_of(connection).grace;
+    if (heartbeat.decides_at <= budget_ends && budget_ends < core.now)
+      heartbeat.gives_up_at = core.now + plan_of(connection).grace;
     if (!verdict && core.now < heartbeat.gives_up_at) {
       // In the grace no probe hides that the one before it was acknowledged.
       if (core.now >= heartbeat.gives_up_at - plan_of(connection).grace) heartbeat.next_probe = never_due;
@@ -340,6 +356,9 @@ struct HeartbeatLife {
     core.read_clock();  // stores the stamp of a byte that came right before the error
     if (!runs(connection) || !is_silent(connection) || of(connection).decides_at == never_due) return false;
     of(connection).verdict = judged(connection).value_or(Verdict::unknown);
+    // Newer than that look: nobody acknowledges any more. A user timeout says the same of a peer that lives and does not read.
+    const bool lost_the_way = error != ETIMEDOUT || of(connection).verdict == Verdict::hung;
+    if (plan_of(connection).wants_verdict && lost_the_way) of(connection).verdict = Verdict::unreachable;
     ConnectionLife::end(connection, CloseReason::heartbeat_lost, error, operation);
     return true;
   }

@@ -11,6 +11,7 @@ namespace {
 constexpr Duration verdict_needs = std::chrono::milliseconds(1500);  // two retransmissions, on a path of ordinary length
 constexpr std::uint32_t misses_unless_told = 3;
 constexpr std::uint32_t fewest_misses = 2;
+constexpr Duration longest_keepalive_idle = std::chrono::seconds(32767);  // tcp(7)'s TCP_KEEPIDLE on Linux: MAX_TCP_KEEPIDLE
 
 /// The kernel's probes, within the budget where whole seconds allow it.
 void plan_keepalive(HeartbeatPlan& plan) {
@@ -57,6 +58,8 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
       return refused("keepalive_only sends no pings: it takes no interval, misses, ping or phi");
     plan.wants_verdict = false;
     plan_keepalive(plan);
+    if (plan.keepalive_idle > longest_keepalive_idle)
+      return refused("heartbeat budget longer than keepalive_only can keep (18 h)");
     return plan;
   }
   if (options.grace < Duration::zero() || options.grace > std::chrono::seconds(1)) return refused("heartbeat grace out of range");

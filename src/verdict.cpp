@@ -38,6 +38,7 @@ std::string to_json(const Evidence& evidence) {
   field("round_trip_ms", milliseconds(evidence.round_trip));
   field("retransmit_timeout_ms", milliseconds(evidence.retransmit_timeout));
   field("last_acknowledgement_ms", milliseconds(evidence.last_acknowledgement));
+  field("silence_ms", milliseconds(evidence.silence));
   field("without_progress_ms", milliseconds(evidence.without_progress));
   char text[40];
   std::snprintf(text, sizeof text, "%.2f", evidence.phi);
@@ -49,18 +50,22 @@ std::optional<Verdict> judge(const Evidence& evidence, Duration interval, Durati
   using std::chrono::milliseconds;
   if (!evidence.known || evidence.round_trip > budget / 2) return std::nullopt;
   const Duration two_timeouts = 2 * evidence.retransmit_timeout;
-  if (evidence.unacknowledged_segments > 0)
-    return evidence.retransmits >= proof ? std::optional(Verdict::unreachable) : std::nullopt;
+  const Duration lately = std::max<Duration>(milliseconds(250), two_timeouts);
+  if (evidence.unacknowledged_segments > 0 && evidence.retransmits >= proof) return Verdict::unreachable;
+  const bool healing = evidence.retransmits_in_silence >= proof;
+  const bool goes_on = evidence.acknowledged_in_silence && evidence.last_acknowledgement <= lately && evidence.retransmits == 0;
+  if (evidence.unacknowledged_segments > 0) return goes_on && !healing ? std::optional(Verdict::hung) : std::nullopt;
   if (evidence.not_transmitted_bytes > 0) {
     if (evidence.window_bytes.value_or(1) > 0) {
       const bool stuck = evidence.without_progress >= std::max<Duration>(milliseconds(400), two_timeouts);
       return stuck ? std::optional(Verdict::unreachable) : std::nullopt;
     }
-    if (evidence.probes == 0) return Verdict::not_reading;
+    const bool answered = evidence.last_acknowledgement < evidence.silence;  // probes back off: the last answer may be old
+    if (evidence.probes == 0) return answered ? std::optional(Verdict::not_reading) : std::nullopt;
     return evidence.probes >= proof ? std::optional(Verdict::unreachable) : std::nullopt;
   }
-  const bool answers = evidence.last_acknowledgement <= interval + std::max<Duration>(milliseconds(250), two_timeouts);
-  if (!evidence.acknowledged_in_silence || !answers || evidence.retransmits_in_silence >= proof) return std::nullopt;
+  const bool answers = evidence.last_acknowledgement <= interval + lately;
+  if (!evidence.acknowledged_in_silence || !answers || healing) return std::nullopt;
   return Verdict::hung;
 }
 

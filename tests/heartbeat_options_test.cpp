@@ -94,4 +94,9 @@ TEST_CASE("keepalive alone fits into the budget in whole seconds, and the plan s
   CHECK(planned({.budget = 2500ms, .keepalive_only = true}).told_within == 4s);
 }
 
+TEST_CASE("keepalive_only takes no longer budget than the kernel can count") {
+  CHECK(planned({.budget = 18h, .keepalive_only = true}).keepalive_idle <= 32767s);
+  check_refused({.budget = 19h, .keepalive_only = true}, "heartbeat budget longer than keepalive_only can keep (18 h)");
+}
+
 TEST_SUITE_END();

@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -217,6 +218,159 @@ TEST_CASE("bytes that came while on_ping_due took its time are read before the b
   };
   scene.world.run_for(10s);
   CHECK(scene.kept.records.empty());
+}
+
+// --- what readers of the code have found
+
+TEST_CASE("what a task says before it works for long is handed over afterwards: no deadline counts from before") {
+  for (const bool heartbeat : {false, true}) {
+    CAPTURE(heartbeat);
+    World world;
+    Kept kept;
+    Reactor reactor;
+    ListenerOptions options;
+    if (heartbeat) options.heartbeat = {.budget = 3s, .interval = 100ms, .wants_verdict = false};
+    options.timeouts.send = 500ms;
+    Listener<Watched> listener(reactor, options, [&](Connection&) { return Watched{&world, &kept}; });
+    sim::Host& there = world.host("10.0.0.2");
+    world.path(world.local(), there).latency = world.path(there, world.local()).latency = 20ms;
+    REQUIRE(listener.listen("10.0.0.1:7000"));
+    world.attach(reactor);
+    Peer& peer = there.connect("10.0.0.1:7000");
+    peer.on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+    world.run_for(1s);
+    for (int round = 0; round < 5; ++round) {
+      reactor.post([&] {
+        if (kept.connection) kept.connection->send("news");
+        world.spend(3s);
+      });
+      world.run_for(5s);
+    }
+    CHECK(kept.records.empty());
+  }
+}
+
+TEST_CASE("phi says nothing of a peer that nobody could ask, for bytes that wait before the probe") {
+  HeartbeatOptions options{.budget = 20s, .interval = 1s, .phi = PhiAccrual{}};
+  Scene scene(options);
+  scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+  scene.world.run_for(30s);  // many answers, all fast
+  scene.peer->stop_reading();
+  const Instant began = scene.world.now();
+  scene.world.after(0s, [&] { scene.kept.connection->send(std::string(100'000, 'x')); });
+  scene.world.run_until([&] { return !scene.kept.records.empty(); }, 2min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.records[0].verdict == Verdict::not_reading);
+  CHECK(scene.kept.ended_at[0] - began >= 19s);
+}
+
+TEST_CASE("a process that hangs is found although its kernel goes on acknowledging what the program sends") {
+  for (const Duration latency : {Duration(1ms), Duration(10ms), Duration(50ms)})
+    for (const Duration period : {Duration(15ms), Duration(45ms), Duration(100ms), Duration(700ms)}) {
+      CAPTURE(latency.count());
+      CAPTURE(period.count());
+      Scene scene({.budget = 4s, .interval = 1s}, latency);
+      scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+      Timer sender;
+      sender = Timer(scene.reactor, [&] {
+        if (scene.kept.connection) scene.kept.connection->send("and so on, and so on\n");
+        (void)sender.arm_after(period);
+      });
+      REQUIRE(sender.arm_after(period));
+      scene.world.run_for(5s);
+      CHECK(scene.kept.records.empty());
+      const Instant began = scene.world.now();
+      scene.there.hang();
+      scene.world.run_until([&] { return !scene.kept.records.empty(); }, 30s);
+      REQUIRE(scene.kept.records.size() == 1);
+      CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+      CHECK(*scene.kept.records[0].verdict == Verdict::hung);
+      CHECK(scene.kept.ended_at[0] - began <= 4s + 1s + 2 * latency + 1s);
+    }
+}
+
+TEST_CASE("a ping too large for the kernel's buffer is lost with its peer all the same") {
+  HeartbeatOptions options{.budget = 6s, .interval = 1s};
+  Scene scene(options);
+  scene.kept.on_ping_due = [](Connection& peer) { peer.send(std::string(64 * 1024, 'p')); };
+  scene.there.hang();
+  const Instant began = scene.world.now();
+  scene.world.run_until([&] { return !scene.kept.records.empty(); }, 2min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+  CHECK(scene.kept.ended_at[0] - began <= 6s + 1s + 2s);
+}
+
+TEST_CASE("a resume between a probe and its leaving takes no heartbeat away") {
+  HeartbeatOptions options{.budget = 6s, .interval = 1s};
+  Scene scene(options);
+  REQUIRE(scene.kept.connection->pause_reading());
+  scene.kept.on_ping_due = [&](Connection& peer) {
+    peer.send("ping");
+    scene.reactor.post([&] {
+      if (!scene.kept.connection) return;
+      (void)scene.kept.connection->resume_reading();
+      (void)scene.kept.connection->pause_reading();
+    });
+  };
+  scene.there.vanish();
+  scene.world.run_until([&] { return !scene.kept.records.empty(); }, 2min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+  CHECK(scene.kept.records[0].silence <= 6s + 1s + 10ms);
+}
+
+TEST_CASE("the kernel gives up behind a look that saw a living kernel: the way is lost, nobody hangs") {
+  Scene scene({.budget = 60s, .interval = 5s}, 1ms, 10s);
+  scene.there.hang();
+  scene.world.run_for(12s);  // its kernel has acknowledged at least one ping
+  CHECK(scene.kept.pings >= 1);
+  scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+  scene.world.run_until([&] { return !scene.kept.records.empty(); }, 2min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+  CHECK(scene.kept.records[0].error_number == ETIMEDOUT);
+  CHECK(scene.kept.records[0].verdict == Verdict::unreachable);
+}
+
+TEST_CASE("a loop that comes late to the budget's end looks again within the grace before it says unknown") {
+  Scene scene({.budget = 3s, .interval = 500ms});
+  scene.there.hang();
+  scene.world.run_for(1s);
+  scene.world.after(0s, [&] {
+    scene.kept.connection->send("more");  // on its way when the loop turns again
+  });
+  scene.reactor.post([&] { scene.world.spend(6s); });
+  scene.world.run_until([&] { return !scene.kept.records.empty(); }, 1min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.records[0].verdict == Verdict::hung);
+}
+
+TEST_CASE("a ping's text outlives its listener, also with a connection that has timeouts of its own") {
+  World world;
+  Kept kept;
+  Reactor reactor;
+  ListenerOptions options;
+  options.heartbeat = {.budget = 4s, .interval = 1s, .ping = "a ping longer than any string keeps in itself\n"};
+  std::optional<Listener<Watched>> listener(std::in_place, reactor, options, [&](Connection&) { return Watched{&world, &kept}; });
+  REQUIRE(listener->listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  std::string heard;
+  const auto connect = [&] {
+    Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+    peer.on_receive = [&](Peer& self, std::string_view bytes) {
+      heard = bytes;
+      self.send("pong");
+    };
+    world.run_for(10ms);
+  };
+  connect();
+  REQUIRE(kept.connection->set_timeout(Deadline::receive, 1h));
+  connect();
+  listener.reset();
+  world.run_for(10s);
+  CHECK(heard == "a ping longer than any string keeps in itself\n");
+  CHECK(kept.records.empty());
 }
 
 TEST_SUITE_END();

@@ -28,6 +28,7 @@ using vigil::CloseReason;
 using vigil::CloseRecord;
 using vigil::Connection;
 using vigil::Connector;
+using vigil::Verdict;
 using vigil::Error;
 using vigil::Listener;
 using vigil::ListenerOptions;
@@ -114,6 +115,29 @@ TEST_CASE("a listener on a Unix path serves, and names itself and its peers as p
   CHECK(server.hooks.records[0].reason == CloseReason::peer_finished);
   CHECK(server.hooks.records[0].received == 5);
   CHECK_FALSE(server.hooks.records[0].unacknowledged);
+}
+
+TEST_CASE("a peer on a Unix path that answers is not lost while reading is paused, and one that is mute is, without a verdict") {
+  const Directory directory;
+  ListenerOptions options;
+  options.heartbeat = {.budget = 300ms, .interval = 50ms, .ping = "ping"};
+  options.heartbeat.wants_verdict = false;
+  Server server(options);
+  REQUIRE(server.listener->listen("unix:" + directory.path("socket")));
+  test::Client client = test::connect_client(*server.reactor, server.hooks, directory.address());
+  REQUIRE(client.connection->pause_reading());
+  std::string pings;
+  for (std::size_t heard = 0; heard < 12;) {  // longer than two budgets
+    REQUIRE(test::turn_until(*server.reactor, [&] {
+      pings += client.peer.read().received;
+      return pings.size() / 4 > heard || !server.hooks.records.empty();
+    }));
+    REQUIRE(server.hooks.records.empty());
+    for (; heard < pings.size() / 4; ++heard) client.peer.send("pong");
+  }
+  REQUIRE(test::turn_until(*server.reactor, [&] { return !server.hooks.records.empty(); }));
+  CHECK(server.hooks.records[0].reason == CloseReason::heartbeat_lost);
+  CHECK(server.hooks.records[0].verdict == Verdict::unknown);
 }
 
 TEST_CASE("the mode of a listener's path is what the umask leaves") {

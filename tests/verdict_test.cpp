@@ -22,6 +22,7 @@ Evidence acknowledged() {
           .round_trip = 100us,
           .retransmit_timeout = 200ms,
           .last_acknowledgement = 3s,
+          .silence = 20s,
           .without_progress = 3s};
 }
 /// Bytes in flight, unanswered.
@@ -103,6 +104,9 @@ TEST_CASE("a closed window: answered probes say that it does not read, two unans
   CHECK(judged(held_back(0, 0)) == "not_reading");
   CHECK(judged(held_back(0, 1)) == "undecided");
   CHECK(judged(held_back(0, 2)) == "unreachable");
+  Evidence backed_off = held_back(0, 0);  // the last probe was answered before the silence, and none has gone out since
+  backed_off.last_acknowledgement = backed_off.silence + 1s;
+  CHECK(judged(backed_off) == "undecided");
 }
 
 TEST_CASE("where the window is not known it counts as open") {

@@ -86,6 +86,8 @@ bool failed_with(const Ending& ending, bool (*kind)(int)) {
   return record.error_number == truth.error || (is_reset(record.error_number) && is_reset(truth.error));
 }
 
+bool is_or_was_held(const LifeNotes& notes) { return notes.clocks.is_held() || notes.clocks.is_perhaps_held(); }
+
 /// A stream that failed and was not settled before: RST behind the FIN is an end if nothing was owed.
 bool stream_reason_is_true(const Ending& ending) {
   const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
@@ -93,7 +95,8 @@ bool stream_reason_is_true(const Ending& ending) {
   switch (record.reason) {
     case CloseReason::peer_finished:
       if (!truth.end_arrived_at) return false;
-      if (truth.unread() != 0 && !notes.was_told_gone && !notes.end_in_doubt) return false;
+      // With reading held, a deadline that finds the stream failed ends it with what the stream said, read or not.
+      if (truth.unread() != 0 && !notes.was_told_gone && !notes.end_in_doubt && !(reset && is_or_was_held(notes))) return false;
       if (notes.end_was_read || notes.was_told_gone || notes.end_in_doubt) return true;  // a close or shutdown came behind it
       return !notes.hears_finish || notes.finish_called || (reset && !owed(record));     // else its handler goes on
     case CloseReason::peer_reset:

@@ -42,6 +42,7 @@ struct Evidence {
   Duration round_trip{};                        ///< smoothed
   Duration retransmit_timeout{};
   Duration last_acknowledgement{};  ///< how long ago one came
+  Duration silence{};               ///< how long the peer has been silent
   Duration without_progress{};      ///< how long ago the count of acknowledged bytes last grew, or the silence began
   double phi = 0;                   ///< the doubt whether it lives (phi_accrual.hpp); 0: not asked for, or too few answers yet
 
@@ -56,10 +57,12 @@ struct Evidence {
 ///
 /// In this order (each rule from measurements on Linux, where a healthy path had to stay undecided):
 /// - none, or a round trip above half the budget (congestion: a healthy peer was silent for 7.5 s behind bulk): undecided
-/// - bytes in flight: two retransmissions unanswered are `unreachable`, fewer undecided
+/// - bytes in flight: two retransmissions unanswered are `unreachable`; without any, where what was sent in this silence has been
+///   acknowledged within the last max(250 ms, two retransmission timeouts), `hung`: we go on sending, and its kernel acknowledges;
+///   else undecided
 /// - bytes not even transmitted: with an open window and no progress for max(400 ms, two retransmission timeouts) our own side
-///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`, none `not_reading`; one happens on
-///   healthy paths: undecided
+///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`; none, and one answered in this
+///   silence, `not_reading`; one unanswered happens on healthy paths: undecided
 /// - all acknowledged, and the last one came within interval + max(250 ms, two retransmission timeouts): `hung`; but after two
 ///   retransmissions in this silence the path has just healed, and the peer's own back-off may keep its answer: undecided
 /// - anything else: undecided
