@@ -48,7 +48,8 @@ struct Watched {
 };
 
 /// 100 bytes were received at `start`, where everything of ours had been acknowledged.
-Watched silent(const HeartbeatTerms& terms = {.budget = budget, .interval = interval, .grace = grace, .tick = tick}) {
+constexpr HeartbeatTerms usual{.budget = budget, .interval = interval, .grace = grace, .tick = tick};
+Watched silent(const HeartbeatTerms& terms = usual) {
   Watched watched;
   LifeNotes& notes = watched.notes;
   notes.clocks = LifeClocks(default_timeouts(), tick);
@@ -75,9 +76,9 @@ Watched silent(const HeartbeatTerms& terms = {.budget = budget, .interval = inte
 }
 
 /// It was asked each interval, with a byte, which its kernel acknowledged unless `is_severed`.
-Watched asked(bool is_severed = false) {
-  Watched watched = silent();
-  for (Instant at = start + interval; at < start + budget; at += interval) {
+Watched asked(bool is_severed = false, const HeartbeatTerms& terms = usual, Instant until = start + budget) {
+  Watched watched = silent(terms);
+  for (Instant at = start + interval; at < until; at += interval) {
     watched.notes.heartbeat.asked(at, watched.truth, true);
     ++watched.notes.given;
     ++watched.truth.taken;
@@ -127,9 +128,59 @@ Watched not_reading() {
   return watched;
 }
 
+/// Lost because of phi, an interval and 1.5 s after its first probe.
+Watched doubted(Verdict verdict = Verdict::hung) {
+  HeartbeatTerms terms = usual;
+  terms.phi_from = interval + 1500ms;
+  terms.phi_threshold = 8;
+  const Instant at = start + interval + terms.phi_from;
+  Watched watched = asked(false, terms, at);
+  lose(watched, verdict, at);
+  watched.record.evidence->phi = 8;
+  return watched;
+}
+
 }  // namespace
 
 TEST_SUITE_BEGIN("oracle of heartbeats");
+
+TEST_CASE("phi ends a silence before the budget does, where it has reached its threshold and the verdict is decided") {
+  CHECK(doubted().told() == "");
+  Watched watched = doubted();
+  watched.at(watched.now - 1ns);
+  CHECK(watched.breaks("no peer is lost early"));
+  CHECK(watched.breaks("who is lost had time to answer"));
+  watched = doubted();
+  watched.truth.last_sample -= 1ns;
+  CHECK(watched.breaks("the kernel is asked before a peer is lost"));
+  watched = doubted();
+  watched.truth.last_recv_at -= 1ns;
+  CHECK(watched.breaks("the kernel is asked before a peer is lost"));
+  watched = doubted();
+  watched.record.evidence->phi = 7.9;
+  CHECK(watched.breaks("a loss before the budget's end has reached phi's threshold"));
+  watched.record.evidence.reset();
+  CHECK(watched.breaks("a loss before the budget's end has reached phi's threshold"));
+  CHECK(doubted(Verdict::unknown).breaks("a loss before the budget's end has its verdict"));
+  watched = hung();
+  watched.record.evidence->phi = 9;
+  CHECK(watched.breaks("phi is told where it was asked for"));
+}
+
+TEST_CASE("where nobody was asked, or nobody knows when, phi ends no silence sooner than its first probe can have gone out") {
+  Watched watched = doubted();
+  HeartbeatTerms terms = watched.notes.heartbeat.terms();
+  watched.notes.heartbeat = HeartbeatClock(terms);
+  watched.notes.heartbeat.heard(true);
+  CHECK(watched.breaks("no peer is lost early"));
+  terms.ping_bytes = 4;
+  watched.notes.heartbeat = HeartbeatClock(terms);
+  watched.notes.heartbeat.heard(true);
+  watched.at(start + interval / 2 + terms.phi_from);
+  CHECK_FALSE(watched.breaks("no peer is lost early"));
+  watched.at(start + interval / 2 + terms.phi_from - 1ns);
+  CHECK(watched.breaks("no peer is lost early"));
+}
 
 TEST_CASE("losses that are true break no promise") {
   CHECK(hung().told() == "");

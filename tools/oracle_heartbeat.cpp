@@ -63,7 +63,7 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   Instant life = last.latest;
   if (held) life = std::max(life, truth.last_arrival);
   // A peer that has filled our buffer can't say another word: its kernel speaks for it.
-  if (held && truth.unread() > truth.room / 4) life = std::max(life, truth.last_heard);
+  if (held && truth.unread() >= truth.room / 4) life = std::max(life, truth.last_heard);
   // A look that finds progress takes the last segment that acknowledged anything for it, be it of the same again, or of a probe
   // behind what was owed.
   if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);
@@ -159,6 +159,8 @@ const char* unknown_is_true(const Silence& silence) {
   const bool was_asked = truth.last_taken_at + terms.interval + 2 * terms.tick + kernel_grain >= silence.judged;
   if (!silence.something_is_outstanding() && !was_asked) return nullptr;
   if (truth.round_trip > terms.budget / 2) return nullptr;  // congestion
+  // A closed window is asked for ever more rarely: no probe of it fell into the silence.
+  if (truth.untransmitted != 0 && truth.last_heard + terms.budget <= silence.judged) return nullptr;
   if (silence.is_severed()) {
     if (!silence.something_is_outstanding()) return nullptr;
     // Two retransmissions need three timeouts, each twice as long as the one before.
@@ -190,6 +192,28 @@ const char* verdict_is_true(const Ending& ending) {
   return "no such value";
 }
 
+/// When phi may end a silence at the earliest that begins no earlier than with `life`; never_due: it may not.
+Instant phi_speaks_from(const HeartbeatClock& heartbeat, Instant life) {
+  const HeartbeatTerms& terms = heartbeat.terms();
+  const bool was_asked = heartbeat.was_asked() || terms.ping_bytes != 0;  // of the library's own the last is not known yet
+  if (terms.phi_from == Duration{} || !was_asked) return never_due;
+  return std::max(life + terms.interval / 2, heartbeat.exactly_asked().value_or(life)) + terms.phi_from;
+}
+
+/// Before the budget's end: phi is why, and what it ends is decided.
+template <class Wrong>
+void judge_early_loss(const Ending& ending, const Wrong& wrong) {
+  constexpr double rounding = 1e-3;
+  const HeartbeatTerms& terms = ending.notes.heartbeat.terms();
+  if (terms.phi_from == Duration{}) return;  // told too early anyway
+  const double phi = ending.record.evidence ? ending.record.evidence->phi : 0;
+  if (phi < terms.phi_threshold * (1 - rounding))
+    wrong("a loss before the budget's end has reached phi's threshold",
+          std::to_string(phi) + ", " + std::to_string(terms.phi_threshold) + " is wanted");
+  if (terms.wants_verdict && ending.record.verdict == Verdict::unknown)
+    wrong("a loss before the budget's end has its verdict", "unknown");
+}
+
 void judge_loss(const Ending& ending, Problems& problems) {
   const LifeNotes& notes = ending.notes;
   const sim::Truth& truth = ending.truth;
@@ -204,15 +228,20 @@ void judge_loss(const Ending& ending, Problems& problems) {
   if (notes.finish_called) wrong("who can't be asked is not lost", "our stream has ended");
 
   const Instant life = heartbeat.certain_life(last, held, truth, ending.turn_began);
-  const Instant due = life + terms.budget;
+  const Instant phi_from = phi_speaks_from(heartbeat, life);
+  const Instant due = std::min(life + terms.budget, phi_from);
   const bool kernel_gave_up = ending.record.error_number != 0;
+  const std::optional<Evidence>& evidence = ending.record.evidence;
+  if (evidence && evidence->phi != 0 && terms.phi_from == Duration{}) wrong("phi is told where it was asked for", "it was not");
   if (kernel_gave_up) {
     if (truth.error != ending.record.error_number) wrong("a kernel that gave up said so", std::to_string(truth.error));
     if (ending.now < last.earliest + terms.interval / 2) wrong("no peer is lost early", "it was not in doubt");
   } else {
     if (ending.now < due) wrong("no peer is lost early", "due in " + readable(due - ending.now));
-    if (truth.last_sample < last.earliest + terms.budget) wrong("the kernel is asked before a peer is lost", "not since");
-    if (!held && truth.last_recv_at < last.earliest + terms.budget) wrong("the kernel is asked before a peer is lost", "no recv");
+    if (ending.now < life + terms.budget) judge_early_loss(ending, wrong);
+    const Instant looked = std::min(last.earliest + terms.budget, phi_speaks_from(heartbeat, last.earliest));
+    if (truth.last_sample < looked) wrong("the kernel is asked before a peer is lost", "not since");
+    if (!held && truth.last_recv_at < looked) wrong("the kernel is asked before a peer is lost", "no recv");
     if (truth.error_at && *truth.error_at < ending.turn_began)
       wrong("what the stream says comes before a lost heartbeat", "it had failed");
     if (truth.end_arrived_at && *truth.end_arrived_at < ending.turn_began)
@@ -221,7 +250,8 @@ void judge_loss(const Ending& ending, Problems& problems) {
       wrong("bytes come before a lost heartbeat", "some had arrived and were not read");
     if (heartbeat.only_asked() && !heartbeat.was_asked()) wrong("who is lost was asked", "nobody asked");
     const auto asked = heartbeat.exactly_asked();
-    if (heartbeat.only_asked() && asked && ending.now < *asked + terms.budget - terms.interval)
+    const Duration answering = terms.phi_from != Duration{} ? terms.phi_from : terms.budget - terms.interval;
+    if (heartbeat.only_asked() && asked && ending.now < *asked + answering)
       wrong("who is lost had time to answer", "asked too late");
   }
   if (!ending.record.verdict) return;

@@ -26,6 +26,8 @@ struct HeartbeatTerms {
   Duration tick{};
   bool wants_verdict = true;
   std::uint64_t ping_bytes = 0;  ///< of the fixed text; 0: the handler says it
+  Duration phi_from{};           ///< after the first probe phi may end it before the budget does; 0: it never may
+  double phi_threshold = 0;      ///< where it does
 };
 
 class HeartbeatClock {

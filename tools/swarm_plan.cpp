@@ -97,6 +97,9 @@ HeartbeatTerms draw_heartbeat(sim::Random& random, HeartbeatOptions& options, Du
   terms.interval = any_magnitude(random, Duration(terms.wants_verdict ? 50ms : 10ms), Duration(900ms));
   terms.budget = std::max<Duration>(3 * terms.interval, terms.wants_verdict ? terms.interval + verdict_needs : Duration{});
   terms.budget += one_in(random, 3) ? Duration{} : any_magnitude(random, Duration(1ms), Duration(2s));
+  const bool has_phi = one_in(random, 3);
+  const Duration phi_needs = terms.wants_verdict ? verdict_needs : Duration{};  // and two intervals
+  if (has_phi) terms.budget = std::max<Duration>(terms.budget, 4 * terms.interval) + phi_needs;
   options.budget = terms.budget;
   if (one_in(random, 3)) {  // all of it is derived
     terms.interval = terms.budget / 4;
@@ -112,6 +115,14 @@ HeartbeatTerms draw_heartbeat(sim::Random& random, HeartbeatOptions& options, Du
   if (terms.wants_verdict) terms.grace = options.grace;
   if (one_in(random, 3)) options.ping = std::string(random.between(1, 40), '?');
   terms.ping_bytes = options.ping.value_or("").size();
+  if (has_phi && 2 * terms.interval + phi_needs <= terms.budget) {
+    const PhiAccrual phi{.threshold = static_cast<double>(random.between(10, one_in(random, 10) ? 1000 : 80)) / 10,
+                         .least_answers = static_cast<std::uint32_t>(random.between(2, 4)),
+                         .least_deviation = any_magnitude(random, Duration(1ms), Duration(100ms))};
+    options.phi = phi;
+    terms.phi_from = terms.interval + phi_needs;
+    terms.phi_threshold = phi.threshold;
+  }
   return terms;
 }
 
