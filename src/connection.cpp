@@ -101,11 +101,14 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   return {};
 }
 
-SocketOptions with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat) {
-  const auto plan = plan_heartbeat(heartbeat);
-  if (!heartbeat.keepalive_only || !plan) return options;
-  if (!options.keep_alive) options.keep_alive = KeepAlive{plan->keepalive_idle, plan->keepalive_interval, plan->keepalive_count};
-  if (options.user_timeout == Duration::zero()) options.user_timeout = plan->user_timeout;
+Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat, const char* operation) {
+  if (!heartbeat.keepalive_only) return options;
+  const auto plan = plan_heartbeat(heartbeat, operation);
+  if (!plan) return plan.error();
+  if (options.keep_alive || options.user_timeout != Duration::zero())
+    return Error{operation, EINVAL, "keepalive_only sets the socket's keep_alive and user_timeout itself"};
+  options.keep_alive = KeepAlive{plan->keepalive_idle, plan->keepalive_interval, plan->keepalive_count};
+  options.user_timeout = plan->user_timeout;
   return options;
 }
 

@@ -98,8 +98,10 @@ struct StreamBounds {
                                           const StreamBounds& bounds, const Timeouts& own_layer,
                                           const HeartbeatOptions& heartbeat, const char* operation);
 
-/// What a heartbeat of the kernel's own (keepalive_only) adds to a socket's options, where they say nothing themselves.
-[[nodiscard]] SocketOptions with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat);
+/// What a heartbeat of the kernel's own (keepalive_only) adds to a socket's options. Error{operation, EINVAL, ...}: they say
+/// something else themselves.
+[[nodiscard]] Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat,
+                                                   const char* operation);
 
 /// The operations a record may name, by their number in a connection.
 enum class Operation : std::uint8_t { none, recv, send, connect, watch, accept, on_receive, open, begin_message, end_message };

@@ -27,14 +27,15 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
       !made)
     return made.error();
   if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();
+  const auto socket_options = with_keepalive(options_.socket, options_.heartbeat, "connect");
+  if (!socket_options) return socket_options.error();
   if (address.is_ip() && address.port() == 0) return Error{"connect", EINVAL, "port 0"};
   const auto target = resolve(address, "connect");
   if (!target) return target.error();
 
   auto socket = open_socket(address.family());
   if (!socket) return Error{"connect", socket.error().code, "socket"};
-  const SocketOptions socket_options = with_keepalive(options_.socket, options_.heartbeat);
-  if (auto applied = apply(socket->descriptor(), socket_options, address.is_ip()); !applied) return applied.error();
+  if (auto applied = apply(socket->descriptor(), *socket_options, address.is_ip()); !applied) return applied.error();
   if (options_.source)
     if (auto bound = bind(*socket, *options_.source); !bound) return Error{"connect", bound.error().code, "source address"};
 

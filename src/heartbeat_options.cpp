@@ -53,6 +53,7 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
   HeartbeatPlan plan;
   plan.budget = *options.budget;
   if (plan.budget < shortest_timeout || plan.budget > longest_timeout) return refused("heartbeat budget out of range");
+  if (options.grace < Duration::zero() || options.grace > std::chrono::seconds(1)) return refused("heartbeat grace out of range");
   if (options.keepalive_only) {
     if (options.interval || options.misses || options.ping || options.phi)
       return refused("keepalive_only sends no pings: it takes no interval, misses, ping or phi");
@@ -62,7 +63,6 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
       return refused("heartbeat budget longer than keepalive_only can keep (18 h)");
     return plan;
   }
-  if (options.grace < Duration::zero() || options.grace > std::chrono::seconds(1)) return refused("heartbeat grace out of range");
   if (options.ping && options.ping->empty()) return refused("an empty ping is no probe");
   if (options.misses && *options.misses < fewest_misses) return refused("fewer than 2 heartbeat misses");
   if (options.interval && *options.interval < shortest_timeout) return refused("heartbeat interval out of range");

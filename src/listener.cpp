@@ -102,7 +102,9 @@ struct ListenerLife {
     const ListenerOptions& options = listener.options;
     if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
     if (options.accept_rate > RateLimit::per_second_max) return Error{"listen", EINVAL, "accept_rate above 1,000,000"};
-    const ListenSocketOptions opening{.socket = with_keepalive(options.socket, options.heartbeat),
+    const auto socket_options = with_keepalive(options.socket, options.heartbeat, "listen");
+    if (!socket_options) return socket_options.error();
+    const ListenSocketOptions opening{.socket = *socket_options,
                                       .reuse_address = true,
                                       .reuse_port = options.reuse_port,
                                       .v6_only = options.v6_only,

@@ -529,6 +529,13 @@ TEST_CASE("what contradicts itself is refused before any connection is touched")
   CHECK(refused(options) == "a heartbeat needs a ping, or a handler with on_ping_due");
   options.ping = std::string(1025, 'p');
   CHECK(refused(options) == "heartbeat ping larger than backlog_bytes_max");
+  ListenerOptions both;
+  both.heartbeat = {.budget = 20s, .keepalive_only = true};
+  both.socket.keep_alive = KeepAlive{600s, 75s, 9};
+  Listener<Watched> listener(reactor, both, [&](Connection&) { return Watched{&world, &kept}; });
+  const auto answer = listener.listen("10.0.0.1:7000");
+  REQUIRE_FALSE(answer);
+  CHECK(std::string(answer.error().detail) == "keepalive_only sets the socket's keep_alive and user_timeout itself");
 }
 
 TEST_SUITE_END();
