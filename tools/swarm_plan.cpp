@@ -159,6 +159,10 @@ SitePlan draw_site(sim::Random& random) {
     if (!one_in(random, 2)) return;
     terms = draw_heartbeat(random, options.heartbeat, site.reactor.tick);
     make_room_for_heartbeat(random, options.timeouts, options.socket, terms);
+    if (options.heartbeat.keepalive_only) {  // it sets these itself
+      options.socket.keep_alive = {};
+      options.socket.user_timeout = {};
+    }
   };
   heartbeat(site.listener, site.accepted_heartbeat);
   heartbeat(site.connector, site.attempted_heartbeat);
