@@ -167,6 +167,19 @@ TEST_CASE("phi ends a silence before the budget does, where it has reached its t
   CHECK(watched.breaks("phi is told where it was asked for"));
 }
 
+TEST_CASE("the probe of an earlier silence holds this one's back: its acknowledgement may be life, and no later one") {
+  Watched watched = silent();
+  watched.truth.taken = 60;  // of which 10 were that probe
+  watched.notes.heartbeat.asked(start + interval, watched.truth, true);
+  watched.truth.acknowledged = 60;
+  watched.truth.last_acknowledged = watched.truth.last_heard = start + interval + 50ms;
+  watched.record.reason = CloseReason::local_close;
+  watched.at(start + interval + 50ms + budget);
+  CHECK(watched.told() == "");
+  watched.at(start + 3 * interval + budget);
+  CHECK(watched.breaks("no lost peer is told late"));
+}
+
 TEST_CASE("where nobody was asked, or nobody knows when, phi ends no silence sooner than its first probe can have gone out") {
   Watched watched = doubted();
   HeartbeatTerms terms = watched.notes.heartbeat.terms();

@@ -44,9 +44,17 @@ void HeartbeatClock::asked(Instant now, const sim::Truth& truth, bool exactly) {
   asked_exactly_ = exactly;
   was_owed_ = truth.acknowledged < said_to_;
   owed_to_ = said_to_;
+  if (truth.acknowledged < truth.taken) holds_back(truth.taken);  // also probes of an earlier silence
+}
+
+void HeartbeatClock::holds_back(std::uint64_t taken) {
+  if (taken <= said_to_) return;
+  said_to_ = taken;
+  cleared_at_.reset();
 }
 
 void HeartbeatClock::sampled(const sim::Truth& truth) {
+  if (first_asked_ && truth.untransmitted != 0) holds_back(truth.taken);  // who takes more of that then reads
   if (!cleared_at_ && truth.acknowledged >= said_to_) cleared_at_ = truth.last_acknowledged;
 }
 

@@ -58,6 +58,9 @@ class HeartbeatClock {
   [[nodiscard]] Instant possible_life(Span last, bool held, const sim::Truth& truth) const;
 
  private:
+  /// What was given up to here may hold a probe back.
+  void holds_back(std::uint64_t taken);
+
   HeartbeatTerms terms_;
   // Of this silence.
   bool spoke_ = false;
