@@ -278,8 +278,10 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   policy_->timeouts.of(kind) = timeout.is_inherit() ? policy_->inherited.of(kind) : timeout;
   ReactorCore& core = *policy_->core;
   core.read_clock();
-  if (kind == Deadline::send && send_was_never && ConnectionLife::send_clock_runs(*this))
-    send_progress_ = core.now;  // for a rate
+  if (kind == Deadline::send && send_was_never && ConnectionLife::send_clock_runs(*this)) {  // for a rate
+    send_progress_ = core.now;
+    ConnectionLife::send_clock_begins_later(core, *this);
+  }
   if (kind == Deadline::send || kind == Deadline::drain) ConnectionLife::sending_watch_changed(core, *this);
   ConnectionLife::rearm(core, *this);
   return {};

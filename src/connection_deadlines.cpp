@@ -141,7 +141,9 @@ void ConnectionLife::sending_watch_changed(ReactorCore& core, Connection& connec
   if (!watches || connection.send_progress_ != never_due) return;
   connection.send_progress_ = nothing_outstanding;
   const bool outstanding = connection.backlog_bytes() != 0 || in_flight(connection) != 0;
-  if (connection.stage_ == Connection::Stage::open && outstanding) start_send_clock(core, connection);
+  if (connection.stage_ != Connection::Stage::open || !outstanding) return;
+  start_send_clock(core, connection);
+  send_clock_begins_later(core, connection);
 }
 
 /// What is given now leaves when its handler has returned, in the flush phase at the latest.
@@ -162,7 +164,10 @@ void ConnectionLife::send_clock_begins_now(ReactorCore& core, Connection& connec
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
   if (!send_clock_runs(connection)) return;
-  if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
+  if (connection.has(Connection::just_given)) {  // they leave in this turn's flush phase, and count from there
+    send_clock_begins_now(core, connection);
+    connection.set(Connection::just_given);
+  }
   const std::uint64_t flying = in_flight(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - flying;
   if (static_cast<std::uint32_t>(acknowledged) != connection.acknowledged_) connection.send_progress_ = core.now;

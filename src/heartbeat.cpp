@@ -166,6 +166,10 @@ struct HeartbeatLife {
     return later;
   }
 
+  static std::uint32_t given(const Connection& connection) {
+    return static_cast<std::uint32_t>(connection.handed_to_kernel() + connection.backlog_bytes());
+  }
+
   /// Whether the probe has not reached the peer, for bytes that hold it back: then an acknowledgement of those is the only answer
   /// there can be. Later ones are none, for the kernel of a process that hangs sends them too; but where it had taken no more,
   /// and takes more now, its process reads.
@@ -282,13 +286,17 @@ struct HeartbeatLife {
     if (!asks) return;
     ConnectionLife::expect_answer(connection);
     const ConnectionPolicy& policy = ConnectionLife::policy_of(connection);
+    const std::uint32_t given_before = given(connection);
     if (policy.ping != nullptr) {
       connection.send(Bytes(policy.ping->bytes.get(), policy.ping->size));
     } else {
       policy.handler->on_ping_due(ConnectionLife::handler_of(connection), connection);
     }
-    if (!std::exchange(heartbeat.is_asked, true))
-      heartbeat.asked_to = static_cast<std::uint32_t>(connection.handed_to_kernel() + connection.backlog_bytes());
+    // A handler that says nothing has not asked.
+    if (!heartbeat.is_asked && given(connection) != given_before) {
+      heartbeat.is_asked = true;
+      heartbeat.asked_to = given(connection);
+    }
     heartbeat.next_probe = core.read_clock() + plan_of(connection).interval;
     heartbeat.leaves = is_first && connection.backlog_bytes() != 0;
     if (heartbeat.leaves) ConnectionLife::flush_later(core, connection);
