@@ -8,6 +8,7 @@
 #include <chrono>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -440,6 +441,82 @@ TEST_CASE("the user timeout kills with bytes in flight, and a live peer that sto
   CHECK(killed_after >= 3s);
   CHECK(killed_after <= 4s);
   CHECK(other.recv() == -ETIMEDOUT);
+}
+
+TEST_CASE("the handshake measures the round trip: on a far path nothing is sent twice") {
+  for (const Duration latency : {100us, 101000us, 200000us, 400000us, 1100000us}) {
+    CAPTURE(latency.count());
+    Caller caller;
+    caller.world.path(caller.world.local(), caller.there).latency = latency;
+    caller.world.path(caller.there, caller.world.local()).latency = latency;
+    const bool connects = latency != 200000us;  // from either side
+    if (connects) {
+      caller.there.listen(80, [&](Peer& accepted) { caller.peer = &accepted; });
+      REQUIRE(caller.connect() == -EINPROGRESS);
+      caller.world.run_for(10s);
+    } else {
+      caller.listen();
+      caller.peer = &caller.there.connect("10.0.0.1:7000");
+      caller.world.run_for(10s);
+      caller.descriptor = sys::accept(caller.listener, nullptr, nullptr);
+      REQUIRE(caller.descriptor >= 0);
+    }
+    REQUIRE(caller.peer != nullptr);
+    const auto round_trip_us = static_cast<std::uint32_t>(2 * latency / 1us);
+    CHECK(sys::tcp_sample(caller.descriptor).rtt_us == round_trip_us);
+    REQUIRE(caller.send("hello") == 5);
+    caller.world.run_for(10s);
+    const sys::TcpSample sample = sys::tcp_sample(caller.descriptor);
+    CHECK(sample.total_retrans == 0);
+    CHECK(sample.unacked == 0);
+    CHECK(sample.rtt_us == round_trip_us);
+  }
+}
+
+TEST_CASE("a peer that hangs far away is told as hung, since its kernel acknowledges") {
+  struct Watched {
+    void on_receive(Connection&, Bytes) {}
+    void on_close(Connection&, const CloseRecord& record) { *verdict = record.verdict; }
+    std::optional<Verdict>* verdict;
+  };
+  for (const Duration latency : {101ms, 150ms, 250ms, 400ms}) {
+    for (const std::uint64_t seed : {1U, 5U}) {
+      CAPTURE(latency.count());
+      CAPTURE(seed);
+      World world({.seed = seed});
+      Reactor reactor;
+      std::optional<Verdict> verdict;
+      ListenerOptions options;
+      options.heartbeat = {.budget = 20s, .ping = "ping\n"};
+      Listener<Watched> listener(reactor, options, [&](Connection&) { return Watched{&verdict}; });
+      REQUIRE(listener.listen("10.0.0.1:7000"));
+      world.attach(reactor);
+      sim::Host& there = world.host("10.0.0.2");
+      world.path(world.local(), there).latency = world.path(there, world.local()).latency = latency;
+      there.connect("10.0.0.1:7000").on_receive = [](Peer& peer, std::string_view) { peer.send("pong"); };
+      world.run_for(60s);
+      CHECK_FALSE(verdict);
+      there.hang();
+      world.run_for(60s);
+      CHECK(verdict == Verdict::hung);
+    }
+  }
+}
+
+TEST_CASE("what was sent twice is measured all the same, by its timestamp") {
+  Caller caller;
+  caller.accept();
+  caller.way(Way::cut);
+  REQUIRE(caller.send("hello") == 5);
+  caller.world.run_for(100ms);
+  caller.world.path(caller.world.local(), caller.there).latency = 300ms;
+  caller.way(Way::open);
+  const std::uint32_t before = sys::tcp_sample(caller.descriptor).rtt_us;
+  caller.world.run_for(5s);
+  const sys::TcpSample sample = sys::tcp_sample(caller.descriptor);
+  CHECK(sample.total_retrans >= 1);
+  CHECK(sample.unacked == 0);
+  CHECK(sample.rtt_us == (7 * before + 300100) / 8);  // of its first retransmission, whatever was sent after that
 }
 
 TEST_CASE("a healed partition recovers with the back-off of its retransmissions") {

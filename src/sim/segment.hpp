@@ -94,6 +94,8 @@ struct Segment {
   std::string bytes{};
   std::vector<std::uint64_t> marks{};            // urgent marks: in front of these bytes
   std::shared_ptr<Conversation> conversation{};  // of a SYN
+  // Timestamps (RFC 7323): what is acknowledged by an echo of its own departure was measured, sent once or often.
+  Instant sent_at{}, echo{};
 
   [[nodiscard]] std::uint64_t end() const { return sequence + bytes.size(); }
   /// The RST with which who knows nothing of the connection, or wants nothing of it, answers this.

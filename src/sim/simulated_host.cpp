@@ -27,6 +27,7 @@ struct SimulatedHost::PeerListener final : TcpOwner, std::enable_shared_from_thi
     if (std::exchange(is_accepting, true)) return;
     const auto self = shared_from_this();
     while (!is_over && !is_paused && !host.is_hung && !socket.queue.empty()) {
+      if (!on_accept) misused("nobody accepts: the callback is empty", host.address_ + ':' + std::to_string(socket.at.port));
       const std::shared_ptr<TcpEnd> end = std::move(socket.queue.front());
       socket.queue.pop_front();
       ScriptedPeer& peer = host.network.make_peer(host);
@@ -141,7 +142,7 @@ void SimulatedHost::answer_syn(const Segment& segment) {
   const auto end = open_flow({segment.to, segment.from}, listener->settings, segment.conversation, false);
   end->listener = listener;
   ++listener->half_open;
-  end->accept_syn(segment.from_incarnation);
+  end->accept_syn(segment);
 }
 
 void SimulatedHost::handshake_done(TcpEnd& end, bool established) {
@@ -217,7 +218,6 @@ Peer& SimulatedHost::connect(std::string_view address, std::uint16_t source_port
 }
 
 void SimulatedHost::listen(std::uint16_t port, Callback<void(Peer&)> on_accept, int backlog) {
-  if (!on_accept) misused("nobody accepts: the callback is empty", address_);
   const Endpoint everywhere{.ip = {}, .port = port};
   if (!is_free(everywhere, true, false)) misused("somebody listens on that port", address_);
   auto listener = std::make_shared<PeerListener>(*this, std::move(on_accept));

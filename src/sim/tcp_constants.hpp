@@ -11,7 +11,7 @@ namespace vigil::sim {
 inline constexpr std::uint64_t segment_bytes_max = 16 * 1024;                      // as an offloading sender cuts them
 inline constexpr Duration shortest_rto = std::chrono::milliseconds(200);           // TCP_RTO_MIN
 inline constexpr Duration longest_rto = std::chrono::seconds(120);                 // TCP_RTO_MAX
-inline constexpr Duration first_syn_rto = std::chrono::seconds(1);                 // TCP_TIMEOUT_INIT
+inline constexpr Duration first_rto = std::chrono::seconds(1);                     // TCP_TIMEOUT_INIT
 inline constexpr int retries_max = 15;                                             // net.ipv4.tcp_retries2
 inline constexpr int orphan_retries_max = 8;                                       // net.ipv4.tcp_orphan_retries
 inline constexpr int syn_ack_retries = 5;                                          // net.ipv4.tcp_synack_retries

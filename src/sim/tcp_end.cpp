@@ -265,6 +265,7 @@ void TcpEnd::arrive(const Segment& segment) {
     // As the kernel: a reset behind the other side's end is a broken pipe, while ours is still to come.
     return fail(end_received_ && !end_wanted_ ? EPIPE : ECONNRESET);
   }
+  if (segment.sequence <= expected_) to_echo_ = std::max(to_echo_, segment.sent_at);
   if (segment.syn) {
     if (state_ == State::syn_received) return answer_syn_again();
     const bool reaches_itself = flow_.local == flow_.remote;  // a simultaneous open of one end with itself
@@ -272,6 +273,7 @@ void TcpEnd::arrive(const Segment& segment) {
     if (state_ != State::syn_sent) return acknowledge();
     their_incarnation_ = segment.from_incarnation;
     allowed_ = segment.window;
+    take_round_trip(segment);
     establish();
     acknowledge();
     pump();
@@ -283,6 +285,7 @@ void TcpEnd::arrive(const Segment& segment) {
   const bool completes = state_ == State::syn_received;
   if (completes) {
     allowed_ = segment.acknowledged + segment.window;
+    take_round_trip(segment);
     establish();
   }
   const std::uint64_t expected_before = expected_;
@@ -302,6 +305,13 @@ void TcpEnd::arrive(const Segment& segment) {
   if (expected_ != expected_before) kinds |= POLLIN | POLLPRI;
   if (end_received_ != end_received_before || end_acknowledged_ != end_acknowledged_before) kinds = every_kind;
   if (kinds != 0) tell(kinds);
+}
+
+/// Of one that acknowledges something for the first time.
+void TcpEnd::take_round_trip(const Segment& segment) {
+  if (segment.echo == Instant{}) return;
+  const Duration sample = std::max<Duration>(host_.universe.now - segment.echo, std::chrono::microseconds(1));
+  smoothed_rtt_ = smoothed_rtt_ == Duration{} ? sample : (7 * smoothed_rtt_ + sample) / 8;  // RFC 6298
 }
 
 void TcpEnd::take_acknowledgement(const Segment& segment) {
@@ -325,12 +335,8 @@ void TcpEnd::take_acknowledgement(const Segment& segment) {
   while (!marks_to_send_.empty() && marks_to_send_.front() < acknowledged_) marks_to_send_.pop_front();
   const bool opens = upto + segment.window > allowed_;
   allowed_ = std::max(allowed_, upto + segment.window);
-  if (timed_at_ != Instant{} && upto >= timed_byte_) {
-    const Duration sample = now - timed_at_;
-    smoothed_rtt_ = smoothed_rtt_ == Duration{} ? sample : (7 * smoothed_rtt_ + sample) / 8;  // RFC 6298
-    timed_at_ = Instant{};
-  }
   if (progress) {
+    take_round_trip(segment);
     first_unacknowledged_at_ = now;
     retries_ = 0;
   }

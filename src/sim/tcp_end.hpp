@@ -91,8 +91,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   [[nodiscard]] Conversation::Side& other_side() const { return is_client_ ? conversation_->server : conversation_->client; }
 
   // --- of its host
-  ListeningSocket* listener = nullptr;               ///< whose queue it is for, until it is in it
-  void accept_syn(std::uint64_t their_incarnation);  ///< a listener answers it
+  ListeningSocket* listener = nullptr;  ///< whose queue it is for, until it is in it
+  void accept_syn(const Segment& syn);  ///< a listener answers it
   void arrive(const Segment& segment);
   void timer_fired();
   /// The path says that it can't be reached.
@@ -119,6 +119,7 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   void fail(int error);
   void die();
   void establish();
+  void take_round_trip(const Segment& segment);
   void take_acknowledgement(const Segment& segment);
   void take_bytes(const Segment& segment);
   void take_end(const Segment& segment);
@@ -175,9 +176,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   int probes_ = 0;                  // unanswered in a row, of the window or of keepalive
   int probe_backoff_ = 0;           // of the window's, answered or not, until it opens
   std::uint32_t total_retransmits_ = 0;
-  Duration smoothed_rtt_{};
-  std::uint64_t timed_byte_ = 0;  // when this one is acknowledged, the round trip is known
-  Instant timed_at_{};
+  Duration smoothed_rtt_{};            // 0: not measured yet
+  Instant to_echo_{};                  // when the latest segment that left no gap was sent
   Instant first_unacknowledged_at_{};  // since when something is on its way or held back
   Instant established_at_{}, end_arrived_at_{}, failed_at_{};
   Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{}, offered_at_{};

@@ -19,7 +19,9 @@ Segment TcpEnd::segment() {
           .to_incarnation = their_incarnation_,
           .sequence = next_,
           .acknowledged = expected_,
-          .window = told_window_ - expected_};
+          .window = told_window_ - expected_,
+          .sent_at = host_.universe.now,
+          .echo = to_echo_};
 }
 
 int TcpEnd::transmit(Segment&& segment) { return host_.network.send(host_, std::move(segment), conversation_->struck); }
@@ -29,13 +31,14 @@ void TcpEnd::connect() {
   syn.syn = true;
   syn.conversation = conversation_;
   transmit(std::move(syn));
-  plan(Timer::syn, host_.universe.now + (first_syn_rto * (1 << retries_)));
+  plan(Timer::syn, host_.universe.now + (first_rto * (1 << retries_)));
 }
 
-void TcpEnd::accept_syn(std::uint64_t their_incarnation) {
-  their_incarnation_ = their_incarnation;
+void TcpEnd::accept_syn(const Segment& syn) {
+  their_incarnation_ = syn.from_incarnation;
+  to_echo_ = syn.sent_at;
   answer_syn_again();
-  plan(Timer::syn, host_.universe.now + first_syn_rto);
+  plan(Timer::syn, host_.universe.now + first_rto);
 }
 
 void TcpEnd::answer_syn_again() {
@@ -48,7 +51,6 @@ void TcpEnd::answer_syn_again() {
 void TcpEnd::pump() {
   if (state_ != State::established) return;
   wait_for_route_ = false;
-  Universe& universe = host_.universe;
   while (next_ < data_end() && next_ < allowed_) {
     Segment data = segment();
     data.bytes = outgoing_.view(next_ - acknowledged_, std::min(segment_bytes_max, allowed_ - next_));
@@ -58,10 +60,6 @@ void TcpEnd::pump() {
     if (transmit(std::move(data)) != 0) {
       wait_for_route_ = true;
       break;
-    }
-    if (timed_at_ == Instant{} && next_ >= highest_) {  // never of what was sent twice (Karn)
-      timed_at_ = universe.now;
-      timed_byte_ = end;
     }
     next_ = end;
     highest_ = std::max(highest_, next_);
@@ -81,7 +79,7 @@ void TcpEnd::pump() {
 }
 
 Duration TcpEnd::backed_off(int times) const {
-  const Duration base = std::max(shortest_rto, 2 * smoothed_rtt_);
+  const Duration base = smoothed_rtt_ == Duration{} ? first_rto : std::max(shortest_rto, 2 * smoothed_rtt_);
   return times >= 10 ? longest_rto : std::min(base * (1 << times), longest_rto);
 }
 
@@ -152,14 +150,13 @@ void TcpEnd::timer_fired() {
       ++retries_;
       if (state_ == State::syn_sent) return connect();
       answer_syn_again();
-      return plan(Timer::syn, now + first_syn_rto * (1 << retries_));
+      return plan(Timer::syn, now + first_rto * (1 << retries_));
     case Timer::retransmit:
       if (user_timeout_is_over(first_unacknowledged_at_)) return give_up(ETIMEDOUT);
       if (retries_ == (is_open_ ? retries_max : orphan_retries_max)) return give_up(ETIMEDOUT);
       ++retries_;
       ++total_retransmits_;
       next_ = acknowledged_;
-      timed_at_ = Instant{};
       return pump();
     case Timer::local_retry:
       if (user_timeout_is_over(first_unacknowledged_at_)) return give_up(ETIMEDOUT);
