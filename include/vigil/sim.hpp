@@ -62,7 +62,7 @@ class Random {
 /// the functions and fields of Host, Path and Peer. Every one that took effect is counted.
 enum class Fault : std::uint8_t {
   // Of the calls, by chance.
-  // Of these three at most strikes_in_a_row_max in a row of one descriptor: whoever tries again at once gets on, at any chance.
+  // Interruptions, spurious events and errors of accept come so often in a row of a descriptor and no more: strikes_in_a_row_max.
   interrupted,      ///< EINTR from a wait, accept, recv or send; nothing else happened
   spurious_event,   ///< a wait reports a descriptor that has nothing to say
   shuffled_events,  ///< a wait reports its batch in another order
@@ -98,9 +98,11 @@ enum class Fault : std::uint8_t {
 inline constexpr std::size_t fault_count = static_cast<std::size_t>(Fault::window_closed) + 1;
 [[nodiscard]] const char* to_string(Fault fault);
 
-/// How often a descriptor is interrupted, has a spurious event (of a wait's own descriptor) or a pending error of accept, one after
-/// the other; with a chance of 1 then, all but one of so many and one.
+/// How often a descriptor is interrupted or has a spurious event (of a wait's own descriptor), one after the other; with a chance
+/// of 1 then, all but one of so many and one.
 inline constexpr int strikes_in_a_row_max = 16;
+/// And a listener's pending errors, which accept fetches one by one: a queue of them.
+inline constexpr int accept_errors_in_a_row_max = 5000;
 
 /// What becomes of a segment that takes a path.
 enum class Way : std::uint8_t {

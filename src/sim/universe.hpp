@@ -68,8 +68,8 @@ struct Universe {
     return struck;
   }
   /// Of a fault at which the caller tries again: for ever, if it always came.
-  bool strikes_in_a_row(Fault fault, int& times) {
-    const bool struck = times < strikes_in_a_row_max && strikes(fault);
+  bool strikes_in_a_row(Fault fault, int& times, int most = strikes_in_a_row_max) {
+    const bool struck = times < most && strikes(fault);
     times = struck ? times + 1 : 0;
     return struck;
   }

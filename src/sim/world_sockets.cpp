@@ -204,7 +204,7 @@ int WorldKernel::accept(int number, sockaddr* address, socklen_t* length) {
   }
   auto& queue = socket->listening->queue;
   if (queue.empty()) return told("accept", number, -EAGAIN);
-  if (universe_.strikes_in_a_row(Fault::accept_error, socket->accept_errors)) {
+  if (universe_.strikes_in_a_row(Fault::accept_error, socket->accept_errors, accept_errors_in_a_row_max)) {
     static constexpr std::array pending{ENETDOWN,     EPROTO,     ENOPROTOOPT, EHOSTDOWN,   ENONET,
                                         EHOSTUNREACH, EOPNOTSUPP, ENETUNREACH, ECONNABORTED};  // accept(2)
     return told("accept", number, -pending[universe_.random.below(pending.size())]);
