@@ -164,10 +164,7 @@ void ConnectionLife::send_clock_begins_now(ReactorCore& core, Connection& connec
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
   if (!send_clock_runs(connection)) return;
-  if (connection.has(Connection::just_given)) {  // they leave in this turn's flush phase, and count from there
-    send_clock_begins_now(core, connection);
-    connection.set(Connection::just_given);
-  }
+  if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
   const std::uint64_t flying = in_flight(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - flying;
   if (static_cast<std::uint32_t>(acknowledged) != connection.acknowledged_) connection.send_progress_ = core.now;
@@ -213,7 +210,8 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   Due deadline = earliest_deadline(connection);
   const HeartbeatThunks* heartbeat = connection.policy_->heartbeat;
   const bool probes = heartbeat != nullptr && heartbeat->next_look(connection) <= core.now;
-  if (deadline.at <= core.now || probes || connection.stage_ == Connection::Stage::connecting) {
+  const bool asks = deadline.at <= core.now || probes || connection.stage_ == Connection::Stage::connecting;
+  if (asks) {
     // What has arrived beats its deadline and ends the silence that a probe is for, and a loop that was late or stopped must not
     // blame the peer: ask first. The hint makes the receive go on until the kernel has no more. Where reading is held an end that
     // has come is asked for.
@@ -234,8 +232,9 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
     connection.policy_->heartbeat->look(core, connection);
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
   }
-  // What has become due while callbacks took their time is judged in the next turn, when the kernel has been asked.
-  if (const Instant at = earliest_deadline(connection).at; at > asked && at <= core.now) return core.arm(connection, at);
+  // What has become due meanwhile, or is found due only now, is judged in the next turn, when the kernel has been asked.
+  if (const Instant at = earliest_deadline(connection).at; at <= core.now && (at > asked || !asks))
+    return core.arm(connection, at);
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
     if (connection.side_ != nullptr) connection.side_->judging = {};

@@ -228,7 +228,7 @@ void judge_loss(const Ending& ending, Problems& problems) {
   const HeartbeatClock& heartbeat = notes.heartbeat;
   const HeartbeatTerms& terms = heartbeat.terms();
   const Span last = notes.clocks.last_received();
-  const bool held = is_held(notes) || notes.settled != Settled::by_nothing;  // a stop of this very turn has released it
+  const bool held = was_held(notes) || notes.settled != Settled::by_nothing;  // what released it may be of this very turn
   const auto wrong = [&](const char* rule, const std::string& told) {
     problems.push_back({rule, told + "; " + summary(notes, truth, ending.now)});
   };
