@@ -124,7 +124,9 @@ struct Silence {
   /// The peer's host forgot it, or something of this connection was lost or slow: the situation may have changed, and what both
   /// kernels know differ.
   [[nodiscard]] bool is_disturbed() const {
-    return truth.peer_is_gone || (truth.lost != 0 && truth.last_lost >= began()) || truth.slow_until >= began();
+    // What was lost right before waits for its retransmission: a second, and two after that (RFC 6298).
+    return truth.peer_is_gone || (truth.lost != 0 && truth.last_lost + std::chrono::seconds(3) >= began()) ||
+           truth.slow_until >= began();
   }
   /// Nothing came back of all that was sent.
   [[nodiscard]] bool is_severed() const { return truth.last_heard < probed(); }
