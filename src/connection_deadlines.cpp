@@ -228,13 +228,14 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   }
   sample_progress(core, connection);
   roll_windows(core, connection);
+  const Instant looked = core.now;
   if (connection.policy_->heartbeat != nullptr) {
     connection.policy_->heartbeat->look(core, connection);
     if (connection.stage_ != Connection::Stage::open && connection.stage_ != Connection::Stage::connecting) return;
   }
   // What has become due meanwhile, or is found due only now, is judged in the next turn, when the kernel has been asked.
-  if (const Instant at = earliest_deadline(connection).at; at <= core.now && (at > asked || !asks))
-    return core.arm(connection, at);
+  const Instant at = earliest_deadline(connection).at;
+  if (at <= core.now && (at > asked || !asks || core.now != looked)) return core.arm(connection, at);
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
     if (connection.side_ != nullptr) connection.side_->judging = {};

@@ -28,11 +28,11 @@ using vigil::CloseReason;
 using vigil::CloseRecord;
 using vigil::Connection;
 using vigil::Connector;
-using vigil::Verdict;
 using vigil::Error;
 using vigil::Listener;
 using vigil::ListenerOptions;
 using vigil::Reactor;
+using vigil::Verdict;
 namespace test = vigil::test;
 using test::HookedHandler;
 

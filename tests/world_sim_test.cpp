@@ -463,11 +463,13 @@ TEST_CASE("the handshake measures the round trip: on a far path nothing is sent 
     }
     REQUIRE(caller.peer != nullptr);
     const auto round_trip_us = static_cast<std::uint32_t>(2 * latency / 1us);
-    CHECK(sys::tcp_sample(caller.descriptor).rtt_us == round_trip_us);
+    // Longer than a second: the SYN was sent twice, and does not count (Karn); what follows does.
+    const bool measured = round_trip_us < 1'000'000;
+    CHECK(sys::tcp_sample(caller.descriptor).rtt_us == (measured ? round_trip_us : 0));
     REQUIRE(caller.send("hello") == 5);
     caller.world.run_for(10s);
     const sys::TcpSample sample = sys::tcp_sample(caller.descriptor);
-    CHECK(sample.total_retrans == 0);
+    if (measured) CHECK(sample.total_retrans == 0);
     CHECK(sample.unacked == 0);
     CHECK(sample.rtt_us == round_trip_us);
   }

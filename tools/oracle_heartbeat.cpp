@@ -72,6 +72,9 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   if (held) life = std::max(life, truth.last_arrival);
   // A peer that has filled our buffer can't say another word: its kernel speaks for it.
   if (held && truth.unread() >= truth.room / 4) life = std::max(life, truth.last_heard);
+  // After a loss our own congestion window holds bytes back, and a kernel that takes more of those counts as one whose process
+  // reads.
+  if (first_asked_ && truth.lost != 0 && truth.last_lost >= *first_asked_) life = std::max(life, truth.last_acknowledged);
   // A look that finds progress takes the last segment that acknowledged anything for it, be it of the same again, or of a probe
   // behind what was owed.
   if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);

@@ -69,7 +69,8 @@ void Swarm::begin_peer(SwarmLife& life) {
 }
 
 void Swarm::listen_for_nobody(PeerHost& on) {
-  on.host->listen(stuck_port, [](sim::Peer&) {}, 2);
+  on.host->listen(
+      stuck_port, [](sim::Peer&) {}, 2);
   on.host->pause_accepting(stuck_port);
 }
 

@@ -58,8 +58,8 @@ struct Evidence {
 /// In this order (each rule from measurements on Linux, where a healthy path had to stay undecided):
 /// - none, or a round trip above half the budget (congestion: a healthy peer was silent for 7.5 s behind bulk): undecided
 /// - bytes in flight: two retransmissions unanswered are `unreachable`; without any, where what was sent in this silence has been
-///   acknowledged within the last max(250 ms, two retransmission timeouts), `hung`: we go on sending, and its kernel acknowledges;
-///   else undecided
+///   acknowledged within the last max(250 ms, two retransmission timeouts), `hung`: we go on sending, and its kernel
+///   acknowledges; else undecided
 /// - bytes not even transmitted: with an open window and no progress for max(400 ms, two retransmission timeouts) our own side
 ///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`; none, and one answered in this
 ///   silence, `not_reading`; one unanswered happens on healthy paths: undecided

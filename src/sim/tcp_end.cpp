@@ -273,7 +273,7 @@ void TcpEnd::arrive(const Segment& segment) {
     if (state_ != State::syn_sent) return acknowledge();
     their_incarnation_ = segment.from_incarnation;
     allowed_ = segment.window;
-    take_round_trip(segment);
+    if (retries_ == 0) take_round_trip(segment);  // an echo of the first SYN, sent again, would count the wait too
     establish();
     acknowledge();
     pump();
@@ -285,7 +285,7 @@ void TcpEnd::arrive(const Segment& segment) {
   const bool completes = state_ == State::syn_received;
   if (completes) {
     allowed_ = segment.acknowledged + segment.window;
-    take_round_trip(segment);
+    if (retries_ == 0) take_round_trip(segment);  // an echo of the first SYN, sent again, would count the wait too
     establish();
   }
   const std::uint64_t expected_before = expected_;
