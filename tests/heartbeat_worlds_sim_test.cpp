@@ -240,7 +240,7 @@ TEST_CASE("what a task says before it works for long is handed over afterwards: 
     peer.on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
     world.run_for(1s);
     for (int round = 0; round < 5; ++round) {
-      reactor.post([&] {
+      (void)reactor.post([&] {
         if (kept.connection) kept.connection->send("news");
         world.spend(3s);
       });
@@ -307,7 +307,7 @@ TEST_CASE("a resume between a probe and its leaving takes no heartbeat away") {
   REQUIRE(scene.kept.connection->pause_reading());
   scene.kept.on_ping_due = [&](Connection& peer) {
     peer.send("ping");
-    scene.reactor.post([&] {
+    (void)scene.reactor.post([&] {
       if (!scene.kept.connection) return;
       (void)scene.kept.connection->resume_reading();
       (void)scene.kept.connection->pause_reading();
@@ -340,7 +340,7 @@ TEST_CASE("a loop that comes late to the budget's end looks again within the gra
   scene.world.after(0s, [&] {
     scene.kept.connection->send("more");  // on its way when the loop turns again
   });
-  scene.reactor.post([&] { scene.world.spend(6s); });
+  (void)scene.reactor.post([&] { scene.world.spend(6s); });
   scene.world.run_until([&] { return !scene.kept.records.empty(); }, 1min);
   REQUIRE(scene.kept.records.size() == 1);
   CHECK(scene.kept.records[0].verdict == Verdict::hung);

@@ -91,7 +91,7 @@ bool Swarm::peer_knows(SwarmLife& life, std::string_view bytes) const {
 void Swarm::answer(SwarmLife& life) {
   const Answering how = life.peer_script.answering;
   if (how == Answering::never || (how == Answering::now_and_then && !one_in(random, 3))) return;
-  const auto speak = [this, &life] {
+  const auto speak = [&life] {
     const bool has_said_all = life.messages_left == 0 && life.peer_script.end != PeerEnd::stays;
     if (life.peer_went || has_said_all || !life.peer->connected()) return;
     const std::string_view rest =
