@@ -280,7 +280,7 @@ Result<void> Connection::set_timeout(Deadline kind, Timeout timeout) {
   core.read_clock();
   if (kind == Deadline::send && send_was_never && ConnectionLife::send_clock_runs(*this)) {  // for a rate
     send_progress_ = core.now;
-    ConnectionLife::send_clock_begins_later(core, *this);
+    if (ConnectionLife::waits_for_flush(*this)) ConnectionLife::send_clock_begins_later(core, *this);
   }
   if (kind == Deadline::send || kind == Deadline::drain) ConnectionLife::sending_watch_changed(core, *this);
   ConnectionLife::rearm(core, *this);

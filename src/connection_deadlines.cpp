@@ -143,7 +143,7 @@ void ConnectionLife::sending_watch_changed(ReactorCore& core, Connection& connec
   const bool outstanding = connection.backlog_bytes() != 0 || in_flight(connection) != 0;
   if (connection.stage_ != Connection::Stage::open || !outstanding) return;
   start_send_clock(core, connection);
-  send_clock_begins_later(core, connection);
+  if (waits_for_flush(connection)) send_clock_begins_later(core, connection);
 }
 
 /// What is given now leaves when its handler has returned, in the flush phase at the latest.

@@ -322,6 +322,10 @@ Result<void> ConnectionLife::send_direct(ReactorCore& core, Connection& connecti
   const ssize_t returned = gathered == 0 ? send_once(connection.descriptor_, bytes.data(), bytes.size())
                                          : send_vector_once(connection.descriptor_, pieces, 2);
   const std::size_t taken = account_sent(core, connection, returned);
+  if (taken != 0 && connection.has(Connection::just_given)) {  // the first outstanding bytes have left here
+    core.read_clock();
+    send_clock_begins_now(core, connection);
+  }
   if (taken == total) return {};
   stall(core, connection);
   const std::size_t from_gathered = std::min(taken, gathered);

@@ -218,6 +218,10 @@ struct ConnectionLife {
   static void start_send_clock(ReactorCore& core, Connection& connection);
   static void sending_watch_changed(ReactorCore& core, Connection& connection);
   static void sample_progress(ReactorCore& core, Connection& connection);
+  /// Bytes were given in this turn, and the kernel has not been offered them yet.
+  [[nodiscard]] static bool waits_for_flush(const Connection& connection) {
+    return connection.backlog_bytes() != 0 && !connection.has(Connection::stalled);
+  }
   static void send_clock_begins_later(ReactorCore& core, Connection& connection);
   static void send_clock_begins_now(ReactorCore& core, Connection& connection);
 
