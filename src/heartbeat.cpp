@@ -1,9 +1,9 @@
 // The heartbeat: probes into a peer's silence, evidence while its budget runs out, the verdict at the end.
 //
-// A silence counts from the last sign of life: a byte received, or, behind bytes that were on their way when it began, their
-// acknowledgement; with reading held, bytes that the kernel received. Nothing is done per message: last_received_ is stored
-// anyway, and the node, when it comes to the probe of a silence that is over, moves to the next one. The first probe of each
-// silence has its own random phase; from it on the budget may run out, but never before the peer had budget - interval to answer.
+// A silence counts from the last sign of life: a byte received, or, while other bytes hold the probe back, their acknowledgement;
+// with reading held, bytes that the kernel received. Nothing is done per message: last_received_ is stored anyway. Only the first
+// byte after a probe takes the slow path, once, and ends the silence there. The first probe of each silence has its own random
+// phase; from it on the budget may run out, but never before the peer had budget - interval to answer, unless phi doubts it.
 //
 // What is decided from the evidence stands in verdict.cpp, what follows from the options in heartbeat_options.cpp.
 #include <sys/socket.h>

@@ -11,8 +11,9 @@
 // that was late or stopped loses nobody: after its first probe the peer has budget - interval to answer.
 //
 // Two more things are life, where the peer could not say anything else:
-// - The acknowledgement of bytes of ours that were not acknowledged yet when the first probe of the silence was due, because a
-//   probe waits behind them. While bytes wait in our own queue, none is sent.
+// - The acknowledgement of bytes of ours that hold the probe back: until the first probe after the last byte received has been
+//   acknowledged itself, or while the peer's window let our kernel transmit only a part. Later ones are none: a hung process's
+//   kernel sends them too. While bytes wait in our own queue, no probe is sent.
 // - While reading is held (pause_reading(), or a queue above its high mark), bytes that our kernel received count, though nobody
 //   has read them. Once they fill a quarter of our receive buffer, the acknowledgements of the peer's kernel count as well,
 //   because more bytes of the peer's may find no room.
@@ -23,7 +24,7 @@
 // A Unix socket has no TCP evidence: its peer is probed and lost in the same way, and the verdict is always `unknown`.
 //
 // keepalive_only is for protocols without a ping, and for TCP: a Unix address is refused. The kernel probes by itself
-// (SO_KEEPALIVE, TCP_USER_TIMEOUT; SocketOptions win where they set these), and its own answer is what is told:
+// (SO_KEEPALIVE, TCP_USER_TIMEOUT; SocketOptions that set these too are refused), and its own answer is what is told:
 // network_timed_out, or network_unreachable where the network had said so. It finds a host that is gone, or a way that is. It
 // can't find a process that hangs, because that process's kernel answers the probes. And it closes a peer that lives but reads
 // nothing for the whole budget while bytes of ours wait for it: TCP_USER_TIMEOUT makes no difference between that and a host that
