@@ -8,6 +8,7 @@ test waits for a line, an end or a byte, for PATIENCE at most.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -380,16 +381,30 @@ def the_faults_leave_nothing_behind_however_they_end():
     if not can_make_namespaces():
         print("SKIPPED: the faults leave nothing behind however they end: needs root (network namespaces)")
         return
-    for number, status in (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL):
+    ends = (signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)
+    for (number, status), thread in itertools.product(ends, (main_thread, a_thread_with_children)):
+        what = f"signal {number} to {thread.__name__.replace('_', ' ')}"
         with faults("--only", "peer stopped for 0.7 budgets", "--budget", "1000s-2000s") as process:
             until = time.monotonic() + PATIENCE
             while len(started := [each for each in children_of(process) if is_fault_program(each)]) < 4:
                 true(time.monotonic() < until and process.poll() is None, f"only {started} run")
-            process.send_signal(number)
+            os.kill(thread(process), number)
             process.communicate()
-        equal(process.returncode, status, f"status after signal {number}")
+        equal(process.returncode, status, f"status after {what}")
         while any(is_fault_program(each) for each in started):
-            true(time.monotonic() < until, f"after signal {number} some of {started} still run")
+            true(time.monotonic() < until, f"after {what} some of {started} still run")
+
+
+def main_thread(process):
+    return process.pid
+
+
+def a_thread_with_children(process):
+    """What is sent to this id is sent to the process, and this thread takes it."""
+    for thread in pathlib.Path(f"/proc/{process.pid}/task").iterdir():
+        if int(thread.name) != process.pid and (thread / "children").read_text():
+            return int(thread.name)
+    raise AssertionError("no other thread has children")
 
 
 def is_fault_program(process_id):

@@ -188,7 +188,7 @@ class Program:
 
 
 def kill_all():
-    """What threads wait for then ends too."""
-    with run_lock:
-        for program in running:
-            program.kill()
+    """For good: whoever would start or end a program then waits, until this program ends."""
+    run_lock.acquire()
+    for program in running:
+        program.kill()

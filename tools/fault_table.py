@@ -14,6 +14,7 @@ import re
 import signal
 import statistics
 import sys
+import threading
 import time
 
 import fault_loss
@@ -177,12 +178,28 @@ def run_all(options, rows, programs):
     return outcomes
 
 
-def leave(number, _):
+def leave(number):
     """At once: threads that sleep would be waited for. What they started is ended first; the kernel would do so too."""
-    fault_network.kill_all()
-    sys.stdout.flush()
-    print("\ninterrupted", file=sys.stderr, flush=True)
-    os._exit(128 + number)
+    try:
+        fault_network.kill_all()
+        print("\ninterrupted", file=sys.stderr, flush=True)
+    finally:
+        os._exit(128 + number)
+
+
+def leave_when_told():
+    """At SIGINT and SIGTERM, whichever thread the kernel gives them to.
+
+    Python's handlers run in the main thread, which sleeps on if another one takes the signal. That happens: a thread that starts a
+    program blocks signals meanwhile, and when it unblocks them may take one that the main thread was to wake up for. Whichever
+    takes it writes its number to the wakeup descriptor.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # not their default: to raise in the main thread, to end this program
+    threading.Thread(target=lambda: leave(os.read(told, 1)[0]), daemon=True).start()
 
 
 def main():
@@ -192,8 +209,7 @@ def main():
         return NEEDS_ROOT
     build = pathlib.Path(options.build).resolve()
     programs = {name: str(build / f"vigil-{name}") for name in ("echo", "probe")}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+    leave_when_told()
     if options.loss:
         return fault_loss.run(options, programs)
     if not options.json:
