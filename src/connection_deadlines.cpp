@@ -26,6 +26,11 @@ bool ConnectionLife::send_clock_runs(const Connection& connection) {
   return connection.send_progress_ != nothing_outstanding && connection.send_progress_ != never_due;
 }
 
+/// The kernel has been offered the bytes, too: until then there is nothing that the peer could have acknowledged.
+bool ConnectionLife::send_clock_counts(const Connection& connection) {
+  return send_clock_runs(connection) && !connection.has(Connection::just_given);
+}
+
 /// Not while reading is held: there they stand still. They end with the peer's stream, or ours.
 bool ConnectionLife::receive_clocks_run(const Connection& connection) {
   return !connection.has(Connection::closing | Connection::peer_finished | held);
@@ -62,7 +67,7 @@ ConnectionLife::Due ConnectionLife::earliest_deadline(const Connection& connecti
       }
     }
   }
-  if (send_clock_runs(connection)) {
+  if (send_clock_counts(connection)) {
     due(Deadline::send, due_at(connection.send_progress_, send_timeout(connection)));
     if (side != nullptr && side->acknowledged_bytes < side->acknowledged.target) due(Deadline::send_rate, side->acknowledged.end);
   }
@@ -163,8 +168,7 @@ void ConnectionLife::send_clock_begins_now(ReactorCore& core, Connection& connec
 
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.
 void ConnectionLife::sample_progress(ReactorCore& core, Connection& connection) {
-  if (!send_clock_runs(connection)) return;
-  if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
+  if (!send_clock_counts(connection)) return;
   const std::uint64_t flying = in_flight(connection);
   const std::uint64_t acknowledged = connection.handed_to_kernel_ - flying;
   if (static_cast<std::uint32_t>(acknowledged) != connection.acknowledged_) connection.send_progress_ = core.now;

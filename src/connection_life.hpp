@@ -206,6 +206,7 @@ struct ConnectionLife {
   [[nodiscard]] static Due earliest_deadline(const Connection& connection);
   [[nodiscard]] static Timeout send_timeout(const Connection& connection);
   [[nodiscard]] static bool send_clock_runs(const Connection& connection);
+  [[nodiscard]] static bool send_clock_counts(const Connection& connection);
   static void rearm(ReactorCore& core, Connection& connection);
   static void expire(ReactorCore& core, Connection& connection, Deadline kind);
   [[nodiscard]] static Instant next_look(const ReactorCore& core, const Connection& connection);

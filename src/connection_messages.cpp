@@ -106,7 +106,7 @@ void ConnectionLife::roll_windows(ReactorCore& core, Connection& connection) {
     side->received = receive_window(connection);
     roll(core, side->received, timeouts.receive_rate, connection.received_, connection.last_received_, UINT64_MAX);
   }
-  if (!timeouts.send_rate.is_never() && send_clock_runs(connection)) {
+  if (!timeouts.send_rate.is_never() && send_clock_counts(connection)) {
     const std::uint64_t given = connection.handed_to_kernel_ + connection.queued_bytes_;
     // What was given, and was to be acknowledged, when the window before was over is not known.
     roll(core, side->acknowledged, timeouts.send_rate, side->acknowledged_bytes, core.now, given - side->acknowledged_bytes);

@@ -180,6 +180,39 @@ TEST_CASE("the probe of an earlier silence holds this one's back: its acknowledg
   CHECK(watched.breaks("no lost peer is told late"));
 }
 
+TEST_CASE("a first probe that the kernel took in parts may be acknowledged in parts, and so be life") {
+  Watched watched = silent();
+  watched.notes.heartbeat.asked(start + interval, watched.truth, true);
+  watched.truth.taken = watched.truth.acknowledged = 52;
+  watched.truth.last_acknowledged = watched.truth.last_heard = start + interval + 50ms;
+  watched.record.reason = CloseReason::local_close;
+  watched.at(start + interval + 50ms + budget);
+  CHECK(watched.breaks("no lost peer is told late"));
+  watched.truth.last_short_send = start + interval;
+  CHECK(watched.told() == "");
+  watched.at(start + 3 * interval + budget);
+  CHECK(watched.breaks("no lost peer is told late"));
+}
+
+TEST_CASE("while reading is held, what was on its way when the last byte arrived may be acknowledged a round trip later") {
+  Watched watched = silent();
+  watched.notes.clocks.paused(start + 1s);
+  watched.truth.arrived += 10;
+  watched.truth.last_arrival = start + 3s;
+  watched.truth.round_trip = 4s;
+  watched.notes.heartbeat.asked(start + interval, watched.truth, true);
+  watched.record.reason = CloseReason::local_close;
+  const auto acknowledged = [&watched](Instant at) {
+    watched.truth.taken = watched.truth.acknowledged = 60;
+    watched.truth.last_acknowledged = watched.truth.last_heard = at;
+    watched.at(at + budget);
+  };
+  acknowledged(watched.truth.last_arrival + 2 * (interval + 4s));
+  CHECK(watched.told() == "");
+  acknowledged(watched.truth.last_arrival + 3 * (interval + 4s));
+  CHECK(watched.breaks("no lost peer is told late"));
+}
+
 TEST_CASE("where nobody was asked, or nobody knows when, phi ends no silence sooner than its first probe can have gone out") {
   Watched watched = doubted();
   HeartbeatTerms terms = watched.notes.heartbeat.terms();
@@ -434,6 +467,8 @@ TEST_CASE("unknown is no verdict where the evidence was there") {
   CHECK_FALSE(watched.breaks(rule));
   watched = unknown(unreachable());
   watched.truth.round_trip = 1s;  // too slow for two retransmissions
+  CHECK_FALSE(watched.breaks(rule));
+  watched.truth.round_trip = 0s;  // none was measured, and a second is waited for the first answer
   CHECK_FALSE(watched.breaks(rule));
   watched = unknown(unreachable());
   watched.record.error_number = watched.truth.error = ETIMEDOUT;

@@ -104,7 +104,7 @@ TEST_CASE("a backlog that held reading is forgiven as long as it may have held i
   LifeClocks clocks(resolve({.message = 200ms}, {}), tick);
   clocks.opened(opened);
   clocks.turn_ended(opened);
-  clocks.may_be_held(opened + 10ms);
+  clocks.may_be_held(opened + 10ms, DelayLog{});
   CHECK_FALSE(clocks.overdue(opened + 10s, {}, {}));
   clocks.holds_no_more(opened + 50ms);
   CHECK(clocks.earliest(Deadline::message, {}) == opened + 200ms);
@@ -112,4 +112,29 @@ TEST_CASE("a backlog that held reading is forgiven as long as it may have held i
   const auto late = clocks.overdue(opened + 200ms + 40ms + 2 * tick + 1ns, {}, {});
   REQUIRE(late);
   CHECK(late->kind == Deadline::message);
+}
+
+TEST_CASE("what a message was forgiven before reading may have been held, or before its timeout changed, it keeps") {
+  constexpr Duration tick = 1ms;
+  constexpr Duration kept = 1s;
+  const Instant opened{1h};
+  for (const bool held : {false, true}) {
+    CAPTURE(held);
+    LifeClocks clocks(resolve({.message = 200ms}, {}), tick);
+    clocks.opened(opened);
+    clocks.turn_ended(opened);
+    DelayLog delays;
+    delays.note(opened + kept, kept);
+    const Instant late = opened + kept + 800ms;  // so long it had been due
+    const Instant changed = opened + kept + 10ms;
+    if (held) {
+      clocks.may_be_held(changed, delays);
+      clocks.holds_no_more(changed);
+    } else {
+      clocks.may_be_forgiven(changed, delays);
+      clocks.timeout_changed(Deadline::message, 200ms, changed);
+    }
+    CHECK_FALSE(clocks.overdue(late, {}, delays));
+    CHECK(clocks.overdue(late + 100ms, {}, delays));
+  }
 }

@@ -79,8 +79,10 @@ void LifeClocks::resumed(Instant now) {
   rate_progress_ = now;
 }
 
-void LifeClocks::may_be_held(Instant now) {
-  if (!perhaps_held_) perhaps_held_from_ = now;
+void LifeClocks::may_be_held(Instant now, const DelayLog& delays) {
+  if (perhaps_held_) return;
+  may_be_forgiven(now, delays);  // what stands still from here is what is left then
+  perhaps_held_from_ = now;
   perhaps_held_ = true;
 }
 
@@ -141,8 +143,8 @@ void LifeClocks::given_more_time(Deadline kind, Instant asked, Instant now, Dura
 
 void LifeClocks::timeout_changed(Deadline kind, Timeout timeout, Instant now) {
   const bool send_was_never = send_timeout(closing_).is_never();
-  if (kind == Deadline::send) send_before_ = timeouts_.send;
-  if (kind == Deadline::drain && timeouts_.send.is_never()) send_before_ = timeouts_.drain;  // which stands for it in a flush
+  // `drain` stands for it in a flush.
+  if (kind == Deadline::send || (kind == Deadline::drain && timeouts_.send.is_never())) send_before_ = send_timeout(true);
   timeouts_.of(kind) = timeout;
   changed_at_[static_cast<std::size_t>(kind)] = now;
   // What it stands for, or kept waiting.
@@ -222,10 +224,10 @@ Instant LifeClocks::send_from(const sim::Truth& truth, bool at_latest) const {
   Instant progress = std::max(outstanding_since_, truth.last_acknowledged);
   // What nothing was acknowledged of can't be on its way before its kernel was offered it, when the handler has returned.
   if (!at_latest && truth.last_acknowledged <= outstanding_since_) progress = std::max(progress, truth.offered_at);
-  if (at_latest ? closes_with_peer(truth) : perhaps_closes_with_peer(truth)) {
-    if (at_latest) return std::max(progress, truth.last_recv_at);
+  if (!at_latest && perhaps_closes_with_peer(truth))
     return timeouts_.send.is_never() ? std::max(progress, *truth.end_arrived_at) : progress;
-  }
+  if (at_latest && closes_with_peer(truth))
+    progress = std::max(progress, truth.last_recv_at);  // more time given before has ended
   return progress > send_asked_at_ ? progress : std::max(progress, send_floor_);
 }
 

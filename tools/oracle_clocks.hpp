@@ -79,7 +79,7 @@ class LifeClocks {
   /// Before paused(): a message that the loop's delay made late may have been given that time back already.
   void may_be_forgiven(Instant now, const DelayLog& delays);
   void resumed(Instant now);
-  void may_be_held(Instant now);  ///< a backlog may hold reading from now on
+  void may_be_held(Instant now, const DelayLog& delays);  ///< a backlog may hold reading from now on
   void holds_no_more(Instant released);
   void sent(Instant now, std::size_t bytes, std::uint64_t acknowledged_before);
   void sampled(Instant now, std::uint64_t acknowledged);  ///< at least eight times in each window of send_rate

@@ -73,8 +73,14 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   // A peer that has filled our buffer can't say another word: its kernel speaks for it.
   if (held && truth.unread() >= truth.room / 4) life = std::max(life, truth.last_heard);
   // After a loss our own congestion window holds bytes back, and a kernel that takes more of those counts as one whose process
-  // reads.
-  if (first_asked_ && truth.lost != 0 && truth.last_lost >= *first_asked_) life = std::max(life, truth.last_acknowledged);
+  // reads. And a first probe that our kernel took in parts may be acknowledged in parts, of which only the last is no life.
+  if (first_asked_) {
+    const bool was_held_back = truth.last_short_send >= *first_asked_ || (truth.lost != 0 && truth.last_lost >= *first_asked_);
+    if (was_held_back) life = std::max(life, truth.last_acknowledged);
+  }
+  // While reading is held, the probes of one silence are on their way into the next, which unread bytes began.
+  if (held)
+    life = std::max(life, std::min(truth.last_acknowledged, truth.last_arrival + 2 * (terms_.interval + truth.round_trip)));
   // A look that finds progress takes the last segment that acknowledged anything for it, be it of the same again, or of a probe
   // behind what was owed.
   if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);
@@ -133,7 +139,10 @@ struct Silence {
   }
   /// Nothing came back of all that was sent.
   [[nodiscard]] bool is_severed() const { return truth.last_heard < probed(); }
-  [[nodiscard]] Duration retransmit_timeout() const { return std::max(shortest_rto, 2 * truth.round_trip); }
+  /// A second before the first round trip was measured (RFC 6298, 2.1).
+  [[nodiscard]] Duration retransmit_timeout() const {
+    return truth.round_trip == Duration{} ? std::chrono::seconds(1) : std::max(shortest_rto, 2 * truth.round_trip);
+  }
   /// Unless it was acknowledged while callbacks of this very turn took their time.
   [[nodiscard]] bool something_is_outstanding() const { return truth.unacknowledged() != 0 || truth.last_acknowledged >= judged; }
 };

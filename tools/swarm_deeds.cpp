@@ -133,6 +133,7 @@ void Swarm::act(SwarmLife& life, Deed deed, bool outside) {
       Timeout wanted = one_in(random, 6) ? inherit : draw_timeout(random);
       if (kind == Deadline::drain && wanted.is_never()) wanted = 1s;
       if (!connection.set_timeout(kind, wanted)) return;
+      clocks.may_be_forgiven(now(), delays);  // by the timeout before
       clocks.timeout_changed(kind, wanted.is_inherit() ? inherited.of(kind) : wanted, now());
       return;
     }
@@ -232,7 +233,7 @@ void Swarm::send(SwarmLife& life, std::uint64_t bytes, bool outside) {
     life.spoken += piece.size();
     if (!life.is_pinging) notes.heartbeat.said(notes.given);
     tell(life, "sends", piece.size());
-    if (pauses && waits + piece.size() > high && notes.given > truth(life).taken + high) notes.clocks.may_be_held(now());
+    if (pauses && waits + piece.size() > high && notes.given > truth(life).taken + high) notes.clocks.may_be_held(now(), delays);
     if (connection.backlog_bytes() > bound)
       problem(&life, "no more than backlog_bytes_max waits", std::to_string(connection.backlog_bytes()));
     bytes -= piece.size();

@@ -220,13 +220,14 @@ struct Truth {
   std::uint64_t room = 0;  ///< of its kernel, for more; 0: its own window is closed
   Instant last_heard{};    ///< a segment of the other side's came
   Instant last_sample{};   ///< TCP_INFO was asked for
-  Duration round_trip{};   ///< smoothed, as TCP_INFO has it
+  Duration round_trip{};   ///< smoothed, as TCP_INFO has it; 0: none was measured yet
 
   std::uint64_t taken = 0;          ///< bytes the kernel took
   std::uint64_t acknowledged = 0;   ///< of those
   Instant last_acknowledged{};      ///< when the count last grew
   Instant last_taken_at{};          ///< when `taken` last grew
   Instant offered_at{};             ///< when bytes last were offered, taken or not, to a kernel that held none unacknowledged
+  Instant last_short_send{};        ///< the kernel last took less than it was offered, or nothing
   std::uint64_t untransmitted = 0;  ///< of `taken`: never sent yet, for want of a window or of a route
   bool end_was_sent = false;        ///< shutdown(2), or close(2)
   Instant end_sent_at{};            ///< when

@@ -79,7 +79,10 @@ ssize_t TcpEnd::send(const iovec* pieces, std::size_t count) {
                      if (std::exchange(end->wants_room_, false)) end->tell(POLLOUT);
                    });
   }
-  if (possible < wanted) wants_room_ = true;
+  if (possible < wanted) {
+    wants_room_ = true;
+    last_short_send_ = universe.now;
+  }
   if (possible == 0) return -EAGAIN;
   if (all_acknowledged()) first_unacknowledged_at_ = universe.now;
   std::size_t left = possible;
@@ -214,6 +217,7 @@ void TcpEnd::fill(Truth& truth) const {
   truth.last_acknowledged = last_progress_;
   truth.last_taken_at = last_taken_;
   truth.offered_at = offered_at_;
+  truth.last_short_send = last_short_send_;
   truth.end_was_sent = end_wanted_;
   truth.end_sent_at = end_wanted_at_;
   truth.room = window();

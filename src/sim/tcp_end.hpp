@@ -180,7 +180,8 @@ class TcpEnd : public std::enable_shared_from_this<TcpEnd> {
   Instant to_echo_{};                  // when the latest segment that left no gap was sent
   Instant first_unacknowledged_at_{};  // since when something is on its way or held back
   Instant established_at_{}, end_arrived_at_{}, failed_at_{};
-  Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{}, offered_at_{};
+  Instant last_heard_{}, last_acknowledgement_{}, last_progress_{}, last_byte_{}, last_taken_{}, end_wanted_at_{}, offered_at_{},
+      last_short_send_{};
   Instant last_recv_at_{};
   std::int64_t last_recv_ = 0;
   Instant last_sample_at_{};
