@@ -162,8 +162,9 @@ void ConnectionLife::send_clock_begins_now(ReactorCore& core, Connection& connec
   connection.clear(Connection::just_given);
   if (!send_clock_runs(connection)) return;
   connection.send_progress_ = core.now;
-  if (connection.side_ != nullptr)
-    connection.side_->acknowledged.close_until(core.now + connection.policy_->timeouts.send_rate.grace);
+  if (connection.side_ == nullptr) return;
+  RateWindow& window = connection.side_->acknowledged;
+  if (!window.is_open()) window.close_until(std::max(window.opens_at, core.now + connection.policy_->timeouts.send_rate.grace));
 }
 
 /// Bytes handed over make no progress by themselves: the peer's acknowledgements do.

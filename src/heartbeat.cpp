@@ -137,9 +137,10 @@ struct HeartbeatLife {
     }
     const int unread = unread_while_held(connection);
     if (unread == 0) return !is_silent(connection);
-    const Instant arrived = core.now - std::chrono::milliseconds(sample.last_data_recv_ms);
-    const bool more = heartbeat.doubt != nullptr && unread > std::exchange(heartbeat.doubt->unread, unread);
-    if (sample.known ? lived_at(connection, arrived) : more && lived_at(connection, core.now)) heartbeat.is_asked = false;
+    // The count is exact. Where no look has noted one yet, only the kernel's time tells these bytes from those that were read.
+    const bool more = heartbeat.doubt == nullptr ? sample.known : unread > std::exchange(heartbeat.doubt->unread, unread);
+    const Instant arrived = sample.known ? core.now - std::chrono::milliseconds(sample.last_data_recv_ms) : core.now;
+    if (more && lived_at(connection, arrived)) heartbeat.is_asked = false;
     // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
     if (sample.known && fills_buffer(connection, unread))
       (void)lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));

@@ -8,6 +8,8 @@ namespace vigil {
 namespace {
 
 constexpr std::uint32_t proof = 2;  // of anything that healthy paths lose one of
+/// The coarsest in which a kernel counts (HZ 100): what is told of the byte that a silence began with may differ by so much.
+constexpr Duration kernel_tick = std::chrono::milliseconds(10);
 
 }  // namespace
 
@@ -60,7 +62,8 @@ std::optional<Verdict> judge(const Evidence& evidence, Duration interval, Durati
       const bool stuck = evidence.without_progress >= std::max<Duration>(milliseconds(400), two_timeouts);
       return stuck ? std::optional(Verdict::unreachable) : std::nullopt;
     }
-    const bool answered = evidence.last_acknowledgement < evidence.silence;  // probes back off: the last answer may be old
+    // Probes back off: the last answer may be old.
+    const bool answered = evidence.last_acknowledgement + kernel_tick <= evidence.silence;
     if (evidence.probes == 0) return answered ? std::optional(Verdict::not_reading) : std::nullopt;
     return evidence.probes >= proof ? std::optional(Verdict::unreachable) : std::nullopt;
   }

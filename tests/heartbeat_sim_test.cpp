@@ -48,8 +48,12 @@ struct Watched {
 
 /// A server that watches one peer, which answers each ping with a pong.
 struct Scene {
-  explicit Scene(const HeartbeatOptions& heartbeat, std::uint64_t seed = 1, Duration latency = 1ms)
-      : world({.seed = seed}), there(world.host("10.0.0.2")), listener(reactor, with(heartbeat), [this](Connection&) {
+  explicit Scene(const HeartbeatOptions& heartbeat, std::uint64_t seed = 1, Duration latency = 1ms,
+                 const ReactorOptions& options = {})
+      : world({.seed = seed}),
+        there(world.host("10.0.0.2")),
+        reactor(options),
+        listener(reactor, with(heartbeat), [this](Connection&) {
           return Watched{&world, &kept};
         }) {
     world.path(world.local(), there).latency = world.path(there, world.local()).latency = latency;
@@ -283,6 +287,25 @@ TEST_CASE("with reading paused, bytes that the kernel received are life, and not
   }
   scene.there.hang();
   CHECK(*scene.lost(30s).verdict == Verdict::hung);
+}
+
+TEST_CASE("with reading paused, bytes that came hardly after the last are no new life at each look, whatever the kernel rounds") {
+  constexpr Duration budget = 9'999'300us;  // its looks differ in where within a millisecond they come
+  for (Duration later = 0ns; later < 4ms; later += 100us) {
+    CAPTURE(later.count());
+    Scene scene(within(budget), 1, 1ms, {.tick = 100us});  // a look may come within one of the kernel's milliseconds
+    scene.answers = false;
+    scene.world.run_for(1s);
+    scene.peer->send("one");
+    scene.world.run_for(1200us);
+    REQUIRE(scene.kept.connection->pause_reading());
+    scene.peer->send("two");
+    scene.world.run_for(later);
+    scene.peer->send("three");
+    const Instant sent = scene.world.now();
+    (void)scene.lost(2 * budget);
+    check_in_time(scene, sent, budget - 4ms, 8ms);
+  }
 }
 
 TEST_CASE("the kernel's own ETIMEDOUT in the middle of a doubt is heartbeat_lost with the last living evidence") {

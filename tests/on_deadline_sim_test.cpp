@@ -330,3 +330,19 @@ TEST_CASE("a handler that sets the timeout to never when it is asked, and back l
                world.check_end(peer, kind.reason, anew ? back + timeout : back, late_at_most(kind) + 2 * tick);
              });
 }
+
+TEST_CASE("more time given to a rate of sending stays when a send timeout is set") {
+  const Kind& rate = kinds[5];
+  DeadlineWorld world(timeouts_of(rate));
+  Questions questions(world, [](Connection&) { return 30s; });
+  const int peer = begin(world, rate);
+  world.run_for(timeout + late_at_most(rate));
+  REQUIRE(questions.at.size() == 1);
+  Connection& connection = world.connection(peer);
+  CHECK(connection.send(bytes_of("more")));  // leaves in the next turn, and so the send clock begins there
+  CHECK(connection.set_timeout(Deadline::send, 1h));
+  world.run_for(29s);
+  CHECK(questions.at.size() == 1);
+  world.run_for(4s);
+  CHECK(questions.at.size() == 2);
+}

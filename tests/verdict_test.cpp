@@ -107,6 +107,10 @@ TEST_CASE("a closed window: answered probes say that it does not read, two unans
   Evidence backed_off = held_back(0, 0);  // the last probe was answered before the silence, and none has gone out since
   backed_off.last_acknowledgement = backed_off.silence + 1s;
   CHECK(judged(backed_off) == "undecided");
+  backed_off.last_acknowledgement = backed_off.silence - 9ms;  // it came with the last byte, and the kernel counts in ticks
+  CHECK(judged(backed_off) == "undecided");
+  backed_off.last_acknowledgement = backed_off.silence - 10ms;
+  CHECK(judged(backed_off) == "not_reading");
 }
 
 TEST_CASE("where the window is not known it counts as open") {

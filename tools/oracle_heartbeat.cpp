@@ -72,20 +72,22 @@ Instant HeartbeatClock::possible_life(Span last, bool held, const sim::Truth& tr
   if (held) life = std::max(life, truth.last_arrival);
   // A peer that has filled our buffer can't say another word: its kernel speaks for it.
   if (held && truth.unread() >= truth.room / 4) life = std::max(life, truth.last_heard);
+  Instant progress{};  // the last acknowledgement that may have been life
   // After a loss our own congestion window holds bytes back, and a kernel that takes more of those counts as one whose process
   // reads. And a first probe that our kernel took in parts may be acknowledged in parts, of which only the last is no life.
   if (first_asked_) {
     const bool was_held_back = truth.last_short_send >= *first_asked_ || (truth.lost != 0 && truth.last_lost >= *first_asked_);
-    if (was_held_back) life = std::max(life, truth.last_acknowledged);
+    if (was_held_back) progress = truth.last_acknowledged;
   }
   // While reading is held, the probes of one silence are on their way into the next, which unread bytes began.
   if (held)
-    life = std::max(life, std::min(truth.last_acknowledged, truth.last_arrival + 2 * (terms_.interval + truth.round_trip)));
+    progress =
+        std::max(progress, std::min(truth.last_acknowledged, truth.last_arrival + 2 * (terms_.interval + truth.round_trip)));
+  const bool is_owed = truth.acknowledged <= said_to_ || !cleared_at_;
+  progress = std::max(progress, is_owed ? truth.last_acknowledged : *cleared_at_);
+  if (progress < last.earliest) return life;
   // A look that finds progress takes the last segment that acknowledged anything for it, be it of the same again, or of a probe
   // behind what was owed.
-  if (truth.acknowledged > said_to_ && !cleared_at_) return std::max(life, truth.last_acknowledged);
-  const Instant progress = truth.acknowledged <= said_to_ ? truth.last_acknowledged : *cleared_at_;
-  if (progress < last.earliest) return life;
   return std::max(life, std::min(truth.last_heard, progress + terms_.interval + 2 * terms_.tick));
 }
 

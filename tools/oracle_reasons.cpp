@@ -207,7 +207,7 @@ const char* phase_is_true(const Ending& ending) {
   if (record.phase != Phase::draining) return nullptr;
   const bool closing = notes.graceful || (truth.end_arrived_at && !notes.hears_finish);
   if (!closing) return "draining without a close";
-  const bool could_not = record.cut_short == CutShort::reset;  // it is drained all the same, and the reset heard
+  const bool could_not = record.error_number != 0;  // it is drained all the same, and the error heard
   return (truth.end_was_sent || could_not) && record.unsent == 0 ? nullptr : "draining before our end was sent";
 }
 
