@@ -18,6 +18,7 @@ WORK = ROOT / ".build" / "mutations"
 TREE, BUILD = WORK / "tree", WORK / "build"
 SEED, LIVES = 1, 20_000
 SECONDS = 120  # of any one program: a mutant may hang
+BUILD_SECONDS = 1200
 
 MUTATIONS = {
     "timers fire early": (
@@ -79,11 +80,11 @@ MUTATIONS = {
 PROGRAMS = ["vigil-simulate", "vigil-sim-tests", "vigil-tests"]  # the first needs the packages of the tools
 
 
-def run(command, **options):
+def run(command, seconds=SECONDS, **options):
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            timeout=SECONDS, start_new_session=True, **options,
+            timeout=seconds, start_new_session=True, **options,
         )
         return done.returncode, done.stdout
     except subprocess.TimeoutExpired as expired:
@@ -104,7 +105,7 @@ def prepare():
 
 
 def build():
-    status, log = run(["ninja", "--quiet", "-C", BUILD, *PROGRAMS])
+    status, log = run(["ninja", "--quiet", "-C", BUILD, *PROGRAMS], BUILD_SECONDS)
     if status != 0:
         sys.exit(f"does not build:\n{log[-3000:]}")
 

@@ -361,7 +361,7 @@ TEST_CASE("accept succeeds of a connection that was reset meanwhile: what it sen
   CHECK(caller.recv() == -ECONNRESET);
 }
 
-TEST_CASE("without a descriptor left accept says EMFILE, even with nobody in the queue, and the connection stays in it") {
+TEST_CASE("without a descriptor left accept says EMFILE, even with nobody in the queue, and so does socket; the connection waits") {
   Caller caller;
   caller.listen();
   caller.there.connect("10.0.0.1:7000");
@@ -371,7 +371,8 @@ TEST_CASE("without a descriptor left accept says EMFILE, even with nobody in the
   caller.world.local().limit_descriptors(2);
   CHECK(sys::accept(caller.listener, nullptr, nullptr) >= 0);
   CHECK(sys::accept(caller.listener, nullptr, nullptr) == -EMFILE);
-  CHECK(caller.world.count(Fault::descriptors_limited) == 2);
+  CHECK(sys::socket(AF_INET, SOCK_STREAM) == -EMFILE);
+  CHECK(caller.world.count(Fault::descriptors_limited) == 3);
 }
 
 TEST_CASE("closing a listener resets who waits in its queue") {
