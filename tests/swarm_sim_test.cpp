@@ -138,3 +138,17 @@ TEST_CASE("what a message was forgiven before reading may have been held, or bef
     CHECK(clocks.overdue(late + 100ms, {}, delays));
   }
 }
+
+TEST_CASE("a message that may have begun before the loop was kept is forgiven as much as if it had") {
+  constexpr Duration tick = 1ms;
+  const Instant opened{1h};
+  LifeClocks clocks(resolve({.message = 200ms}, {}), tick);
+  clocks.opened(opened);
+  clocks.message_ended(opened, false);
+  clocks.received(opened, 1);
+  clocks.turn_ended(opened + 1s);  // it began at some time in this turn
+  DelayLog delays;
+  delays.note(opened + 1s, 1s);
+  CHECK_FALSE(clocks.overdue(opened + 200ms + 2 * 800ms, {}, delays));
+  CHECK(clocks.overdue(opened + 200ms + 2 * 800ms + 100ms, {}, delays));
+}

@@ -361,7 +361,7 @@ TEST_CASE("accept succeeds of a connection that was reset meanwhile: what it sen
   CHECK(caller.recv() == -ECONNRESET);
 }
 
-TEST_CASE("without a descriptor left accept says EMFILE, even with nobody in the queue, and so does socket; the connection waits") {
+TEST_CASE("without a descriptor left accept says EMFILE, even with nobody in the queue, and so does socket") {
   Caller caller;
   caller.listen();
   caller.there.connect("10.0.0.1:7000");

@@ -62,9 +62,12 @@ void LifeClocks::paused(Instant now) {
 
 void LifeClocks::may_be_forgiven(Instant now, const DelayLog& delays) {
   if (!in_message_ || message_from_.latest == never_due || timeouts_.message.is_never()) return;
-  const Instant due = due_at(message_from_.latest, timeouts_.message);
-  const Duration late = now > due ? delays.since(due) : Duration{};
-  if (late >= stall) message_from_.latest = now + late + 3 * tick_ - timeouts_.message.duration();
+  for (const Instant began : {message_from_.earliest, message_from_.latest}) {
+    const Instant due = due_at(began, timeouts_.message);
+    const Duration late = now > due ? delays.since(due) : Duration{};
+    if (late >= stall)
+      message_from_.latest = std::max(message_from_.latest, now + late + 3 * tick_ - timeouts_.message.duration());
+  }
 }
 
 void LifeClocks::resumed(Instant now) {

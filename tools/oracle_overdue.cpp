@@ -57,10 +57,16 @@ std::optional<Overdue> LifeClocks::overdue(Deadline kind, Instant now, const sim
     case Deadline::message:
       if (!receiving || !in_message_) break;
       at(message_from_.latest, timeouts_.message);
-      // A loop that was late gives a message back what it kept from it, and looks once more where more was to be read.
+      // A loop that was late gives a message back what it kept from it, and looks once more where more was to be read. Most of it
+      // to one that began as early as it may have.
       if (due != never_due && now > due + tick_) {
-        const Duration late = delays.since(due);
-        extra = tick_ + (late >= stall ? late + 2 * tick_ * (1 + late / stall) : Duration{});
+        extra = tick_;
+        for (const Instant began : {message_from_.earliest, message_from_.latest}) {
+          const Instant was_due = due_at(began, timeouts_.message);
+          const Duration late = delays.since(was_due);
+          const Duration forgiven = 2 * late + tick_ + 2 * tick_ * (1 + late / stall);
+          if (late >= stall) extra = std::max(extra, was_due + forgiven - due - delays.since(due));
+        }
       }
       break;
     case Deadline::receive_rate:
