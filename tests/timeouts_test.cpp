@@ -37,7 +37,7 @@ Timeouts with(Deadline kind, Timeout timeout) {
 TEST_CASE("a timeout takes durations of every kind") {
   CHECK(Timeout(2min).duration() == 120s);
   CHECK(Timeout(std::chrono::duration<double>(0.25)).duration() == 250ms);
-  for (const unsigned char seconds : {0, 200, 255})
+  for (const auto seconds : {std::uint8_t{0}, std::uint8_t{200}, std::uint8_t{255}})
     CHECK(Timeout(std::chrono::duration<unsigned char>(seconds)).duration() == seconds * 1s);
   CHECK(Timeout(std::chrono::duration<std::int64_t, std::ratio<1, 3>>(3)).duration() == 1s);
 }

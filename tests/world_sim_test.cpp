@@ -665,6 +665,19 @@ TEST_CASE("a killed process ends its streams, with a reset where it had bytes un
   }
 }
 
+TEST_CASE("who comes to a host after the processes that hung were killed does not hang") {
+  Caller caller;
+  caller.listen();
+  caller.there.hang();
+  caller.there.kill();
+  Peer& peer = caller.there.connect("10.0.0.1:7000");
+  caller.world.run_for(1ms);
+  caller.descriptor = sys::accept(caller.listener, nullptr, nullptr);
+  REQUIRE(caller.send("hello") == 5);
+  caller.world.run_for(1ms);
+  CHECK(peer.received() == "hello");
+}
+
 TEST_CASE("after five minutes of loss on every tenth segment every byte has come, once and in order") {
   Caller caller;
   caller.accept();

@@ -270,6 +270,7 @@ void SimulatedHost::kill() {
   universe.happened(Fault::processes_killed);
   while (!peer_listeners_.empty()) stop_listening(peer_listeners_.begin()->first);
   for (ScriptedPeer* peer : std::exchange(peers_, {})) peer->die();
+  if (!runs_vigil) is_hung = false;  // who comes now is none of those that hung
 }
 
 void SimulatedHost::forget_everything() {
