@@ -160,9 +160,10 @@ struct HeartbeatLife {
   }
 
   /// The kernel counts in milliseconds, and each look at the same sign of life sees it a little elsewhere: it is another one only
-  /// where it came well after the last.
+  /// where it came well after the last. What the first look took for the same stays so: a later one asks for more.
   static bool lived_at(const Connection& connection, Instant at) {
-    const bool later = at > last_life(connection) + std::chrono::milliseconds(2);
+    const auto grain = std::chrono::milliseconds(of(connection).doubt == nullptr ? 2 : 4);
+    const bool later = at > last_life(connection) + grain;
     if (later) of(connection).other_life = at;
     return later;
   }

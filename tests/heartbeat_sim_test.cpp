@@ -1,5 +1,6 @@
 // Heartbeats in a simulated world: who is lost, when, and with which verdict; and who is not.
 #include <doctest/doctest.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <chrono>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "support/seed.hpp"
+#include "sys/sys.hpp"
 #include "vigil/sim.hpp"
 #include "vigil/vigil.hpp"
 
@@ -289,22 +291,29 @@ TEST_CASE("with reading paused, bytes that the kernel received are life, and not
   CHECK(*scene.lost(30s).verdict == Verdict::hung);
 }
 
-TEST_CASE("with reading paused, bytes that came hardly after the last are no new life at each look, whatever the kernel rounds") {
+TEST_CASE("with reading paused, what came hardly after the last byte is no new life at each look, whatever the kernel rounds") {
   constexpr Duration budget = 9'999'300us;  // its looks differ in where within a millisecond they come
-  for (Duration later = 0ns; later < 4ms; later += 100us) {
-    CAPTURE(later.count());
-    Scene scene(within(budget), 1, 1ms, {.tick = 100us});  // a look may come within one of the kernel's milliseconds
-    scene.answers = false;
-    scene.world.run_for(1s);
-    scene.peer->send("one");
-    scene.world.run_for(1200us);
-    REQUIRE(scene.kept.connection->pause_reading());
-    scene.peer->send("two");
-    scene.world.run_for(later);
-    scene.peer->send("three");
-    const Instant sent = scene.world.now();
-    (void)scene.lost(2 * budget);
-    check_in_time(scene, sent, budget - 4ms, 8ms);
+  for (const bool fills_buffer : {false, true}) {
+    CAPTURE(fills_buffer);
+    for (Duration later = 0ns; later < 4ms; later += 100us) {
+      CAPTURE(later.count());
+      Scene scene(within(budget), 1, 1ms, {.tick = 100us});  // a look may come within one of the kernel's milliseconds
+      scene.answers = false;
+      const int size = 8192;
+      REQUIRE(sys::set_option(scene.kept.connection->descriptor(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size) == 0);
+      scene.world.run_for(1s);
+      scene.peer->send("one");
+      scene.world.run_for(1200us);
+      REQUIRE(scene.kept.connection->pause_reading());
+      if (!fills_buffer) scene.peer->send("two");
+      scene.world.run_for(later);
+      scene.peer->send(fills_buffer ? std::string(5000, 'x') : "three");
+      const Instant sent = scene.world.now();
+      scene.world.run_for(1500us);
+      scene.way(Way::cut);
+      (void)scene.lost(2 * budget);
+      check_in_time(scene, sent, budget - 5ms, 8ms);
+    }
   }
 }
 

@@ -238,6 +238,15 @@ TEST_CASE("losses that are true break no promise") {
   CHECK(watched.told() == "");
 }
 
+TEST_CASE("a peer is not lost where a deadline of receiving was due before") {
+  constexpr const char* rule = "of deadlines due together the earliest comes first";
+  Watched watched = hung();
+  watched.notes.clocks.timeout_changed(Deadline::receive, budget, start + 1s);
+  CHECK_FALSE(watched.breaks(rule));
+  watched.notes.clocks.timeout_changed(Deadline::receive, budget - 1ns, start + 1s);
+  CHECK(watched.breaks(rule));
+}
+
 TEST_CASE("a verdict comes with a lost heartbeat, and with nothing else") {
   constexpr const char* rule = "a verdict comes with a lost heartbeat, and with nothing else";
   Watched watched = hung();

@@ -330,6 +330,19 @@ TEST_CASE("no deadline of receiving is told a nanosecond early or more than a ti
   }
 }
 
+TEST_CASE("a deadline is not told where another of receiving was due before it") {
+  constexpr const char* rule = "of deadlines due together the earliest comes first";
+  // The message began when the connection opened, the byte came after 1 ms.
+  const Timeouts timeouts{.receive = 10ms, .message = 10ms};
+  const Instant at = start + 11ms;
+  CHECK(told(timed_out(timeouts, CloseReason::message_timed_out, at).judged()) == "");
+  CHECK(timed_out(timeouts, CloseReason::receive_timed_out, at).breaks(rule));
+  CHECK_FALSE(timed_out({.receive = 9ms, .message = 10ms}, CloseReason::receive_timed_out, at).breaks(rule));
+  CHECK(timed_out({.receive = 8ms, .message = 10ms}, CloseReason::message_timed_out, at).breaks(rule));
+  Known forgiven = timed_out(timeouts, CloseReason::receive_timed_out, start + 110ms);
+  CHECK_FALSE(forgiven.breaks(rule));
+}
+
 TEST_CASE("first_byte, connect and drain are told neither early nor late") {
   const auto silent = [](Instant at) {
     Known known = opened({.first_byte = 10ms});

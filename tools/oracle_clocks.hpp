@@ -106,6 +106,8 @@ class LifeClocks {
   [[nodiscard]] bool is_due(Deadline kind, Instant now, const sim::Truth& truth) const;
   /// The earliest instant at which it may be told; never_due: it does not run.
   [[nodiscard]] Instant earliest(Deadline kind, const sim::Truth& truth) const;
+  /// Of the deadlines of receiving that have one exact instant, one that was due before `instant` for certain: it comes first.
+  [[nodiscard]] std::optional<Deadline> due_before(Instant instant, Instant now, const sim::Truth& truth) const;
   /// A deadline that is later by now than promised: a tick, an eighth where progress is sampled, and the loop's own delay.
   [[nodiscard]] std::optional<Overdue> overdue(Instant now, const sim::Truth& truth, const DelayLog& delays) const;
   /// The same of first_byte, receive, message and receive_rate alone.

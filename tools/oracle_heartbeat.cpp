@@ -272,6 +272,8 @@ void judge_loss(const Ending& ending, Problems& problems) {
       wrong("what the stream says comes before a lost heartbeat", "the peer's end had arrived");
     if (!held && truth.unread() != 0 && truth.last_arrival < ending.turn_began)
       wrong("bytes come before a lost heartbeat", "some had arrived and were not read");
+    if (const auto other = notes.clocks.due_before(due, ending.now, truth))
+      wrong("of deadlines due together the earliest comes first", to_string(*other));
     if (heartbeat.only_asked() && !heartbeat.was_asked()) wrong("who is lost was asked", "nobody asked");
     const auto asked = heartbeat.exactly_asked();
     const Duration answering = terms.phi_from != Duration{} ? terms.phi_from : terms.budget - terms.interval;

@@ -120,6 +120,25 @@ std::optional<Overdue> LifeClocks::overdue(Instant now, const sim::Truth& truth,
   return std::nullopt;
 }
 
+std::optional<Deadline> LifeClocks::due_before(Instant instant, Instant now, const sim::Truth& truth) const {
+  if (!receiving_runs() || perhaps_held_) return std::nullopt;
+  // What the stream said in between ended them, and so did its end, once it was read.
+  if (truth.end_arrived_at && truth.last_recv == 0 && truth.last_recv_at >= *truth.end_arrived_at) return std::nullopt;
+  instant = std::min({instant, truth.end_arrived_at.value_or(instant), truth.error_at.value_or(instant)});
+  const auto was_due = [&](Deadline kind, const Span& from) {
+    if (from.latest == never_due || timeouts_.of(kind).is_never()) return false;
+    const Instant due = due_at(from.latest, timeouts_.of(kind));
+    return std::max({due, changed_at_[static_cast<std::size_t>(kind)], released_at_}) < instant;
+  };
+  const Deadline awaited = awaits_first_byte() ? Deadline::first_byte : Deadline::receive;
+  if (was_due(awaited, counted_from_)) return awaited;
+  // One that the loop's own delay made late may have been given that time back.
+  const bool may_be_forgiven =
+      in_message_ && !timeouts_.message.is_never() && now - due_at(message_from_.earliest, timeouts_.message) >= stall;
+  if (in_message_ && !may_be_forgiven && was_due(Deadline::message, message_from_)) return Deadline::message;
+  return std::nullopt;
+}
+
 std::optional<Overdue> LifeClocks::overdue_receiving(Instant now, const DelayLog& delays) const {
   static const sim::Truth none;
   for (const Deadline kind : {Deadline::first_byte, Deadline::receive, Deadline::message, Deadline::receive_rate})

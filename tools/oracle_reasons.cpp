@@ -301,6 +301,8 @@ void judge_verdict(const LifeNotes& notes, Deadline kind, const sim::Truth& trut
   // Where there is more to read than one turn may, what comes after a deadline was found due does not put it off.
   const bool reads_on = truth.last_recv > 0 && kind != Deadline::first_byte && kind != Deadline::receive;
   const Instant due = notes.clocks.earliest(kind, truth);
+  if (const auto other = notes.clocks.due_before(due, now, truth); other && due != never_due && !in_doubt)
+    wrong("of deadlines due together the earliest comes first", to_string(*other));
   if (truth.error_at && *truth.error_at < (reads_on ? due : turn_began))
     wrong("what the stream says comes before a deadline", "it had failed");
   if (kind == Deadline::drain) return;
