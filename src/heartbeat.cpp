@@ -26,6 +26,7 @@ struct Doubt {
   std::uint64_t handed;        // to the kernel by then: what comes after it is this silence's
   std::uint64_t acknowledged;  // at the last look
   Instant progress;            // when that last grew, or the silence began
+  Instant heard;               // the peer's kernel, as the last look saw it
   std::uint32_t retransmits;   // in all, by then
   int unread;                  // while reading is held, at the last look
   Evidence evidence;           // of the last look
@@ -53,6 +54,9 @@ static_assert(sizeof(Heartbeat) <= ReactorCore::heartbeat_block_bytes);
 static_assert(sizeof(Doubt) <= ReactorCore::doubt_block_bytes && sizeof(AnswerTimes) <= ReactorCore::answers_block_bytes);
 
 namespace {
+
+/// Two looks at the same segment's arrival may differ by as much: two ticks of the kernel that counts in the longest (HZ 100).
+constexpr Duration kernel_grain = std::chrono::milliseconds(20);
 
 struct HeartbeatLife {
   static Heartbeat& of(const Connection& connection) { return *ConnectionLife::birth_of(connection).heartbeat; }
@@ -131,8 +135,7 @@ struct HeartbeatLife {
     if (sample.known && !sample.connected) return !is_silent(connection);  // it has failed, and counts from nothing any more
     if (Doubt* doubt = heartbeat.doubt; doubt != nullptr && acknowledged > doubt->acknowledged) {
       doubt->progress = core.now;
-      if (is_on_the_way(heartbeat, acknowledged))
-        (void)lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
+      if (is_on_the_way(heartbeat, acknowledged)) (void)lived_at(connection, heard_at(core, sample));
       doubt->acknowledged = acknowledged;
     }
     const int unread = unread_while_held(connection);
@@ -142,9 +145,14 @@ struct HeartbeatLife {
     const Instant arrived = sample.known ? core.now - std::chrono::milliseconds(sample.last_data_recv_ms) : core.now;
     if (more && lived_at(connection, arrived)) heartbeat.is_asked = false;
     // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
-    if (sample.known && fills_buffer(connection, unread))
-      (void)lived_at(connection, core.now - std::chrono::milliseconds(sample.last_ack_recv_ms));
+    const Instant heard = heard_at(core, sample);
+    const bool heard_more = heartbeat.doubt == nullptr || heard > heartbeat.doubt->heard + kernel_grain;
+    if (sample.known && heard_more && fills_buffer(connection, unread)) (void)lived_at(connection, heard);
     return !is_silent(connection);
+  }
+
+  static Instant heard_at(const ReactorCore& core, const sys::TcpSample& sample) {
+    return core.now - std::chrono::milliseconds(sample.last_ack_recv_ms);
   }
 
   static int unread_while_held(const Connection& connection) {
@@ -159,11 +167,9 @@ struct HeartbeatLife {
     return known && unread >= size / 4;
   }
 
-  /// The kernel counts in milliseconds, and each look at the same sign of life sees it a little elsewhere: it is another one only
-  /// where it came well after the last. What the first look took for the same stays so: a later one asks for more.
+  /// The kernel counts in milliseconds: of a sign of life hardly later than the last nobody knows whether it is another.
   static bool lived_at(const Connection& connection, Instant at) {
-    const auto grain = std::chrono::milliseconds(of(connection).doubt == nullptr ? 2 : 4);
-    const bool later = at > last_life(connection) + grain;
+    const bool later = at > last_life(connection) + std::chrono::milliseconds(2);
     if (later) of(connection).other_life = at;
     return later;
   }
@@ -188,6 +194,7 @@ struct HeartbeatLife {
                                           .handed = connection.handed_to_kernel(),
                                           .acknowledged = acknowledged,
                                           .progress = heartbeat.silence,
+                                          .heard = heard_at(core, sample),
                                           .retransmits = sample.total_retrans,
                                           .unread = unread_while_held(connection),
                                           .evidence = {}};
@@ -197,6 +204,7 @@ struct HeartbeatLife {
     const Heartbeat& heartbeat = of(connection);
     Doubt& doubt = *heartbeat.doubt;
     Evidence& evidence = doubt.evidence;
+    doubt.heard = heard_at(core, sample);
     evidence.known = sample.known && sample.connected;
     evidence.sent_in_silence = connection.handed_to_kernel() - doubt.handed;
     evidence.acknowledged_in_silence = acknowledged > doubt.handed;

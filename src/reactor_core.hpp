@@ -130,7 +130,7 @@ struct ReactorCore {
   BlockPool sides{side_block_bytes, 1024};
   static constexpr std::size_t heartbeat_block_bytes = 72;
   BlockPool heartbeats{heartbeat_block_bytes, 1024};
-  static constexpr std::size_t doubt_block_bytes = 152;
+  static constexpr std::size_t doubt_block_bytes = 160;
   BlockPool doubts{doubt_block_bytes, 256};
   static constexpr std::size_t answers_block_bytes = 264;
   BlockPool answers{answers_block_bytes, 256};
