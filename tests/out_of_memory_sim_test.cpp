@@ -17,7 +17,7 @@ using namespace vigil;
 
 /// Of slots; the rest: regressions_sim_test.cpp.
 void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
-  if (vigil::out_of_memory) return nullptr;
+  if (vigil::memory_runs_out()) return nullptr;
   try {
     return ::operator new(size, alignment);
   } catch (...) {
@@ -80,6 +80,23 @@ TEST_CASE("a connection without memory for its rates or its heartbeat never open
     world.settle();
     CHECK(world.story.opened.size() == opened + 1);
   }
+}
+
+TEST_CASE(
+    "a listener without memory for its policy or its ping does not listen, whichever is missing, and does when there is some") {
+  Simulation world;
+  Listener<Actor> listener(*world.reactor, needing(false),
+                           [&](Connection& connection) { return Actor(world.story, connection); });
+  const auto listens_with = [&](unsigned allocations) {
+    const OutOfMemory shortage(allocations);
+    const Result<void> bound = listener.listen("127.0.0.1:7001");
+    if (!bound) CHECK(bound.error().code == ENOMEM);
+    return bool(bound);
+  };
+  unsigned enough = 0;
+  while (enough < 100 && !listens_with(enough)) ++enough;
+  CHECK(enough >= 2);  // the policy, the ping
+  CHECK(enough < 100);
 }
 
 TEST_CASE("without memory for a slot an accepted connection is shed, accepting pauses, and goes on by itself") {

@@ -18,7 +18,7 @@
 #if VIGIL_MEMORY_RUNS_OUT
 // Of all allocations only those that may answer null are made to: what the library asks for in this way it must do without.
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  if (vigil::out_of_memory) return nullptr;
+  if (vigil::memory_runs_out()) return nullptr;
   try {
     return ::operator new(size);
   } catch (...) {

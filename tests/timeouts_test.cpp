@@ -52,11 +52,12 @@ TEST_CASE("a duration finer than a nanosecond is rounded up") {
 
 TEST_CASE("a duration that does not fit is out of range instead of wrapping round") {
   using std::chrono::duration;
+  std::uint64_t most = std::numeric_limits<std::uint64_t>::max();  // not known to the compiler
   const Timeout absurd[] = {std::chrono::hours::max(),
                             std::chrono::hours::min(),
                             Duration::max(),
                             Duration::min(),
-                            duration<std::uint64_t>(std::numeric_limits<std::uint64_t>::max()),
+                            duration<std::uint64_t>(most),
                             duration<double>(1e300),
                             duration<double>(-1e300),
                             duration<double>(std::numeric_limits<double>::infinity()),

@@ -554,6 +554,22 @@ TEST_CASE("without a route of its own an established connection keeps its bytes 
   CHECK(caller.peer->received() == "later");
 }
 
+TEST_CASE("what is in flight when its own route is lost counts each retransmission that the route refuses") {
+  Caller caller;
+  caller.accept();
+  caller.way(Way::cut);
+  REQUIRE(caller.send("lost") == 4);
+  caller.world.run_for(1ms);
+  caller.world.path(caller.world.local(), caller.there).way = Way::no_route;
+  caller.world.run_for(5s);
+  const sys::TcpSample sample = sys::tcp_sample(caller.descriptor);
+  CHECK(sample.unacked == 1);
+  CHECK(sample.retransmits >= 2);
+  caller.way(Way::open);
+  caller.world.run_for(10s);
+  CHECK(caller.peer->received() == "lost");
+}
+
 TEST_CASE("a closed window is seen in the evidence: its probes are answered by who lives, and counted if nobody does") {
   for (const bool lives : {true, false}) {
     Caller caller;

@@ -1,5 +1,5 @@
-// No memory left, for as long as an OutOfMemory lives: of all allocations only those that may answer null are made to. What does
-// it are an operator new in regressions_sim_test.cpp and, for slots, one in out_of_memory_sim_test.cpp.
+// No memory left, for as long as an OutOfMemory lives, or from its so-many-eth allocation on: of all only those that may answer
+// null are made to. What does it are an operator new in regressions_sim_test.cpp and, for slots, one in out_of_memory_sim_test.cpp.
 #pragma once
 
 // The thread sanitizer brings an operator new of its own, which can't be replaced: there, memory does not run out.
@@ -18,9 +18,20 @@
 namespace vigil {
 
 inline bool out_of_memory = false;
+inline unsigned allocations_spared = 0;
+
+/// Whether the allocation that asks fails.
+inline bool memory_runs_out() {
+  if (!out_of_memory || allocations_spared == 0) return out_of_memory;
+  --allocations_spared;
+  return false;
+}
 
 struct OutOfMemory {
-  OutOfMemory() { out_of_memory = true; }
+  explicit OutOfMemory(unsigned spared = 0) {
+    allocations_spared = spared;
+    out_of_memory = true;
+  }
   ~OutOfMemory() { out_of_memory = false; }
   OutOfMemory(const OutOfMemory&) = delete;
   OutOfMemory& operator=(const OutOfMemory&) = delete;
