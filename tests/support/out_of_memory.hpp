@@ -1,4 +1,4 @@
-// No memory left, for as long as an OutOfMemory lives, or from its so-many-eth allocation on: of all only those that may answer
+// No memory left, for as long as an OutOfMemory lives, or after as many allocations as it spares: of all only those that may answer
 // null are made to. What does it are an operator new in regressions_sim_test.cpp and, for slots, one in out_of_memory_sim_test.cpp.
 #pragma once
 
