@@ -1,5 +1,6 @@
-// No memory left, for as long as an OutOfMemory lives, or after as many allocations as it spares: of all only those that may answer
-// null are made to. What does it are an operator new in regressions_sim_test.cpp and, for slots, one in out_of_memory_sim_test.cpp.
+// No memory left, for as long as an OutOfMemory lives, or after as many allocations as it spares: of all only those that may
+// answer null are made to. What does it are an operator new in regressions_sim_test.cpp and, for slots, one in
+// out_of_memory_sim_test.cpp.
 #pragma once
 
 // The thread sanitizer brings an operator new of its own, which can't be replaced: there, memory does not run out.
