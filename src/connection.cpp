@@ -101,8 +101,9 @@ Result<void> refresh_policy(ConnectionPolicy*& policy, ReactorCore& core, const 
   return {};
 }
 
-Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat, const char* operation) {
+Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat, bool tcp, const char* operation) {
   if (!heartbeat.keepalive_only) return options;
+  if (!tcp) return Error{operation, EINVAL, "keepalive_only is for TCP, a Unix socket has no keepalive"};
   const auto plan = plan_heartbeat(heartbeat, operation);
   if (!plan) return plan.error();
   if (options.keep_alive || options.user_timeout != Duration::zero())

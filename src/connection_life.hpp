@@ -100,7 +100,7 @@ struct StreamBounds {
 
 /// What a heartbeat of the kernel's own (keepalive_only) adds to a socket's options. Error{operation, EINVAL, ...}: they say
 /// something else themselves.
-[[nodiscard]] Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat,
+[[nodiscard]] Result<SocketOptions> with_keepalive(SocketOptions options, const HeartbeatOptions& heartbeat, bool tcp,
                                                    const char* operation);
 
 /// The operations a record may name, by their number in a connection.
@@ -219,6 +219,7 @@ struct ConnectionLife {
   static void start_send_clock(ReactorCore& core, Connection& connection);
   static void sending_watch_changed(ReactorCore& core, Connection& connection);
   static void sample_progress(ReactorCore& core, Connection& connection);
+  [[nodiscard]] static bool is_tcp(const Connection& connection) { return connection.has(Connection::tcp); }
   /// Bytes were given in this turn, and the kernel has not been offered them yet.
   [[nodiscard]] static bool waits_for_flush(const Connection& connection) {
     return connection.backlog_bytes() != 0 && !connection.has(Connection::stalled);

@@ -27,7 +27,7 @@ Result<ConnectionHandle> ConnectorBase::connect(const Address& address) {
       !made)
     return made.error();
   if (auto valid = validate(options_.socket, address.is_ip(), "connect"); !valid) return valid.error();
-  const auto socket_options = with_keepalive(options_.socket, options_.heartbeat, "connect");
+  const auto socket_options = with_keepalive(options_.socket, options_.heartbeat, address.is_ip(), "connect");
   if (!socket_options) return socket_options.error();
   if (address.is_ip() && address.port() == 0) return Error{"connect", EINVAL, "port 0"};
   const auto target = resolve(address, "connect");

@@ -349,7 +349,9 @@ struct HeartbeatLife {
     const Instant budget_ends = heartbeat.gives_up_at - plan_of(connection).grace;
     if (heartbeat.decides_at <= budget_ends && budget_ends < core.now)
       heartbeat.gives_up_at = core.now + plan_of(connection).grace;
-    if (!verdict && core.now < heartbeat.gives_up_at) {
+    // A Unix socket never has evidence that would be worth waiting for.
+    const Instant decided_by = ConnectionLife::is_tcp(connection) ? heartbeat.gives_up_at : budget_ends;
+    if (!verdict && core.now < decided_by) {
       // In the grace no probe hides that the one before it was acknowledged.
       if (core.now >= heartbeat.gives_up_at - plan_of(connection).grace) heartbeat.next_probe = never_due;
       heartbeat.decides_at = looks_again_at(core, connection);

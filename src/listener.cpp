@@ -102,7 +102,7 @@ struct ListenerLife {
     const ListenerOptions& options = listener.options;
     if (options.accept_queue < 1) return Error{"listen", EINVAL, "accept_queue below 1"};
     if (options.accept_rate > RateLimit::per_second_max) return Error{"listen", EINVAL, "accept_rate above 1,000,000"};
-    const auto socket_options = with_keepalive(options.socket, options.heartbeat, "listen");
+    const auto socket_options = with_keepalive(options.socket, options.heartbeat, address.is_ip(), "listen");
     if (!socket_options) return socket_options.error();
     const ListenSocketOptions opening{.socket = *socket_options,
                                       .reuse_address = true,

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/seed.hpp"
+#include "support/simulation.hpp"
 #include "sys/sys.hpp"
 #include "vigil/sim.hpp"
 #include "vigil/vigil.hpp"
@@ -406,6 +407,37 @@ TEST_CASE("the handler may say the ping itself") {
   world.run_for(1min);
   CHECK_FALSE(ended);
   CHECK(heard.starts_with("PING 1\nPING 2\n"));
+}
+
+TEST_CASE("of a Unix peer there is no evidence to wait for: it is lost at the budget's end, and not a grace later") {
+  Simulation world;
+  Listener<Actor> listener(*world.reactor, Scene::with(within(10s)),
+                           [&](Connection& connection) { return Actor(world.story, connection); });
+  REQUIRE(listener.listen("unix:@hung"));
+  const int peer = world.kernel.peer_connects(world.kernel.listener());
+  world.settle();
+  const Instant opened = world.kernel.now();
+  world.run_for(10s - 1ms);
+  CHECK(world.story.records.empty());
+  world.run_for(3ms);
+  REQUIRE(world.story.records.size() == 1);
+  const CloseRecord& record = world.story.record(peer);
+  CHECK(record.reason == CloseReason::heartbeat_lost);
+  CHECK(record.verdict == Verdict::unknown);
+  CHECK(record.age >= 10s);
+  CHECK(opened + record.age <= world.kernel.now());
+}
+
+TEST_CASE("keepalive alone is refused of a Unix address, before anything is opened") {
+  Simulation world;
+  ListenerOptions options;
+  options.heartbeat = {.budget = 10s, .keepalive_only = true};
+  Listener<Actor> listener(*world.reactor, options, [&](Connection& connection) { return Actor(world.story, connection); });
+  const std::size_t open_before = world.kernel.open_descriptors().size();
+  const auto refused = listener.listen("unix:@here");
+  REQUIRE_FALSE(refused);
+  CHECK(describe(refused.error()).find("listen: keepalive_only is for TCP") == 0);
+  CHECK(world.kernel.open_descriptors().size() == open_before);
 }
 
 TEST_CASE("with phi, a peer that used to answer fast is lost long before its budget, and one that answers late is not") {

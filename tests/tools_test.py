@@ -1119,7 +1119,7 @@ def a_simulation_in_which_a_fault_never_happened_or_something_was_never_told_fai
 
 @test
 def options_of_a_simulation_that_contradict_each_other_are_refused():
-    for arguments in (["--lives", 1, "--minutes", 1], ["--trace"], ["--lives", 0], ["--world"]):
+    for arguments in (["--lives", 1, "--minutes", 1], ["--trace"], ["--lives", 0], ["--world"], ["--world", 1, "--lives", 1]):
         status, out, error = run("simulate", *arguments)
         equal((status, out, error.count("\n")), (USAGE, "", 1), str(arguments))
 

@@ -140,6 +140,7 @@ class Step:
 class Configuration:
     def __init__(self, compiler, build_type, sanitizer, assertions=False, more_options=()):
         self.compiler = compiler
+        self.build_type = build_type
         self.sanitizer = sanitizer
         self.building = None
         self.name = f"{'g++' if compiler == GCC else 'clang'} {build_type}{SANITIZER_NAMES[sanitizer]}"
@@ -475,25 +476,43 @@ def check_ahead(builder):
 
 
 def check_full():
+    builder = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        check_every_configuration(builder)
+    finally:
+        builder.shutdown(wait=False, cancel_futures=True)
+
+
+def check_every_configuration(builder):
+    """Each is built while the one before is tested, which mostly waits."""
+    configurations = [
+        Configuration(compiler, build_type, sanitizer)
+        for compiler in (GCC, CLANG)
+        for build_type in ("debug", "release")
+        for sanitizer in (PLAIN, ADDRESS, THREAD)
+    ]
+    configurations[0].build_ahead(builder)
     attempt(check_sources)
     attempt(check_compile_failures, [GCC, CLANG])
-    for compiler in (GCC, CLANG):
-        for build_type in ("debug", "release"):
-            for sanitizer in (PLAIN, ADDRESS, THREAD):
-                configuration = Configuration(compiler, build_type, sanitizer)
-                if not attempt(configuration.build):
-                    continue
-                configuration.test(seconds=3 * TEST_SECONDS)
-                attempt(check_tools, configuration)
-                attempt(check_simulation, configuration, 20_000)
-                if sanitizer == PLAIN and build_type == "release":
-                    attempt(check_faults, configuration)
-                    attempt(check_main_job, configuration)
-                    attempt(check_readme_programs, configuration)
-                    attempt(check_libraries_exclude_each_other, configuration)
-                    attempt(check_agreement, configuration)
-                if sanitizer == PLAIN and build_type == "debug" and compiler == GCC:
-                    configuration.memcheck()
+    first_is_built = False
+    for configuration, following in zip(configurations, [*configurations[1:], None]):
+        built = attempt(configuration.build)
+        first_is_built |= built and configuration is configurations[0]
+        if following:
+            following.build_ahead(builder)
+        if not built:
+            continue
+        configuration.test(seconds=3 * TEST_SECONDS)
+        attempt(check_tools, configuration)
+        attempt(check_simulation, configuration, 20_000)
+        if configuration.sanitizer == PLAIN and configuration.build_type == "release":
+            attempt(check_faults, configuration)
+            attempt(check_main_job, configuration)
+            attempt(check_readme_programs, configuration)
+            attempt(check_libraries_exclude_each_other, configuration)
+            attempt(check_agreement, configuration)
+    if first_is_built:
+        configurations[0].memcheck()
 
 
 def main():

@@ -156,7 +156,7 @@ CommandLine::CommandLine(std::string name, const std::string& purpose) : name_(s
   app_.formatter(std::make_shared<HelpFormatter>());
   app_.get_formatter()->column_width(34);
   app_.footer(
-      "Durations read 250ms, 30s, 2m; a timeout may be never. Addresses read 127.0.0.1:7000, [::1]:7000,\n"
+      "Durations read 250ms, 30s, 2m; a deadline may be never. Addresses read 127.0.0.1:7000, [::1]:7000,\n"
       "[fe80::1%eth0]:7000, localhost:7000, unix:/path, unix:@abstract. A wrong option or value ends with status 64.");
 }
 

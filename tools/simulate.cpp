@@ -259,6 +259,8 @@ int main(int argc, char** argv) {
   auto* trace = command_line.flag("--trace", settings.trace, "A line for each system call and each segment");
   if (const auto status = command_line.parse(argc, argv)) return *status;
   if (lives->count() != 0 && minutes->count() != 0) return command_line.refuse("--lives and --minutes exclude each other");
+  if (world->count() != 0 && (lives->count() != 0 || minutes->count() != 0))
+    return command_line.refuse("--world is one world: it takes no --lives or --minutes");
   if (trace->count() != 0 && world->count() == 0) return command_line.refuse("--trace belongs to --world");
   return settings.world != no_world ? replay(settings) : simulate(settings);
 }

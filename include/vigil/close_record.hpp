@@ -1,7 +1,7 @@
 // Why a connection ended: one close reason, and the record of everything that was known when it did.
 //
 // Every connection opened or attempted ends in exactly one record, handed to its handler's on_close. Records are plain values:
-// keep, copy and compare them on any thread.
+// keep and copy them on any thread.
 //
 //   void on_close(vigil::Connection&, const vigil::CloseRecord& why) { std::puts(vigil::describe(why).c_str()); }
 //

@@ -85,7 +85,8 @@ struct HeartbeatPlan {
   int keepalive_count = 0;
   Duration user_timeout{};
   /// How long after the last sign of life a loss is told at the latest, beyond the loop's own delay: the budget and the grace, or
-  /// what keepalive makes of it.
+  /// what keepalive makes of the budget, whose whole seconds it rounds down to. With bytes of ours on their way the kernel counts
+  /// from the oldest of them that is not acknowledged, which may have left later.
   Duration told_within{};
 
   [[nodiscard]] bool is_on() const { return budget != Duration::zero(); }

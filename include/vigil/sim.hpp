@@ -145,8 +145,10 @@ class Peer {
   virtual void read_on() = 0;
 
   [[nodiscard]] virtual bool connected() const = 0;  ///< established, and neither closed nor failed since
-  [[nodiscard]] virtual bool finished() const = 0;   ///< the end of the other side's stream was read
-  [[nodiscard]] virtual int error() const = 0;       ///< errno of a refused or broken connection; 0: none
+  /// The end of the other side's stream was read. Nothing follows from it by itself: a script that ends too calls finish() or
+  /// close() then, else who drains waits for it.
+  [[nodiscard]] virtual bool finished() const = 0;
+  [[nodiscard]] virtual int error() const = 0;  ///< errno of a refused or broken connection; 0: none
   [[nodiscard]] virtual std::uint64_t received_bytes() const = 0;
   [[nodiscard]] virtual std::uint64_t sent_bytes() const = 0;  ///< given to send()
   /// What was read and not taken by on_receive.
@@ -269,6 +271,7 @@ class World {
   World& operator=(const World&) = delete;
 
   // --- time
+  /// It begins an hour after the epoch of Instant.
   [[nodiscard]] Instant now() const;
   /// Everything that happens up to that instant: segments arrive, reactors turn, peers answer. A turn that has begun ends, and
   /// what its callbacks spend beyond that instant has passed then.

@@ -21,8 +21,8 @@ thread_local Kernel* installed = nullptr;
 Kernel& kernel() {
   if (installed == nullptr) {
     std::fputs(
-        "vigil: a system call was made on simulated system calls, and no kernel is installed on this thread. Make the kernel "
-        "(sys::ScriptedKernel, say) before the first reactor or socket, keep it until after the last, and use no other thread.\n",
+        "vigil: a system call was made on simulated system calls, and no kernel is installed on this thread. Make a "
+        "vigil::sim::World before the first reactor or socket, keep it until after the last, and use no other thread.\n",
         stderr);
     std::abort();
   }
