@@ -1,13 +1,16 @@
 // What lives in simulated worlds have found out about heartbeats stays found.
 #include <doctest/doctest.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "sys/sys.hpp"
 #include "vigil/sim.hpp"
 #include "vigil/vigil.hpp"
 
@@ -109,6 +112,58 @@ TEST_CASE("with reading held, one sign of life is one: each look at it sees it a
   }
 }
 
+TEST_CASE("with reading held, what came before the first look is life as well: the budget counts from it") {
+  for (const bool fills_buffer : {false, true}) {
+    CAPTURE(fills_buffer);
+    Scene scene(within(10s));
+    REQUIRE(scene.kept.connection->pause_reading());
+    if (fills_buffer) scene.peer->send(std::string(100'000, 'x'));
+    scene.world.run_for(1s);  // the first look comes after 1.25 s at the earliest
+    // A byte of the peer's, or where it can send none, its kernel's word on ours.
+    if (fills_buffer)
+      scene.world.after(0s, [&] { scene.kept.connection->send("news"); });
+    else
+      scene.peer->send("the last word");
+    scene.world.run_for(5ms);
+    const Instant life = scene.world.now();
+    CHECK(scene.kept.pings == 0);
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+    CHECK(scene.kept.ended_at[0] - life >= 10s - 5ms);
+    CHECK(scene.kept.ended_at[0] - life <= 10s + 1s + 2ms);
+  }
+}
+
+TEST_CASE("each silence asks anew: what is acknowledged before its own probe is life, however it follows an answer") {
+  for (const bool held : {false, true}) {
+    CAPTURE(held);
+    HeartbeatOptions options = within(1500ms);
+    options.interval = 300ms;
+    options.wants_verdict = false;
+    Scene scene(options);
+    if (held) REQUIRE(scene.kept.connection->pause_reading());
+    bool answers = true;
+    scene.peer->on_receive = [&](Peer& self, std::string_view) {
+      if (std::exchange(answers, false)) self.send("pong");
+    };
+    REQUIRE(scene.world.run_until([&] { return !answers; }, 10s));
+    scene.world.run_for(5ms);
+    // All of it is on its way at once, and takes twice the budget to get there; the next probe is behind it.
+    scene.world.path(scene.world.local(), scene.there).bytes_per_second = 4000;
+    const Instant began = scene.world.now();
+    for (int piece = 0; piece < 12; ++piece)
+      scene.world.after(piece * 1ms, [&] { scene.kept.connection->send(std::string(1000, 'x')); });
+    scene.world.run_for(3s);
+    CHECK(scene.kept.records.empty());
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+    CHECK(scene.kept.ended_at[0] - began >= 3s + 1500ms);
+  }
+}
+
 TEST_CASE("who can't be asked any more, because our stream has ended, is neither asked nor lost") {
   Scene scene(within(5s));
   scene.world.after(1s, [&] { REQUIRE(scene.kept.connection->finish()); });
@@ -191,17 +246,119 @@ TEST_CASE("a peer that has filled our buffer while reading is held lives as long
 }
 
 TEST_CASE("the kernel's ETIMEDOUT behind bytes that are not read is a lost heartbeat: a dead socket shows no life") {
-  Scene scene(within(10s), 1ms, 3s);
-  REQUIRE(scene.kept.connection->pause_reading());
-  scene.peer->send("not read");
-  scene.world.run_for(100ms);
-  const Instant cut = scene.world.now();
-  scene.world.set_way(scene.world.local(), scene.there, Way::cut);
-  scene.world.run_for(1min);
-  REQUIRE(scene.kept.records.size() == 1);
-  CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
-  CHECK(scene.kept.records[0].error_number == ETIMEDOUT);
-  CHECK(scene.kept.ended_at[0] - cut <= 10s + 2ms);
+  for (const std::size_t unread : {8U, 100'000U}) {  // the latter fill the buffer, and only the kernel would speak
+    CAPTURE(unread);
+    Scene scene(within(10s), 1ms, 3s);
+    REQUIRE(scene.kept.connection->pause_reading());
+    scene.peer->send(std::string(unread, 'x'));
+    scene.world.run_for(100ms);
+    const Instant cut = scene.world.now();
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+    CHECK(scene.kept.records[0].error_number == ETIMEDOUT);
+    CHECK(scene.kept.records[0].verdict == Verdict::unknown);
+    CHECK(scene.kept.ended_at[0] - cut <= 10s + 2ms);
+  }
+}
+
+TEST_CASE("a kernel that answers at each look speaks for a peer that has filled our buffer, however often we look") {
+  for (const Duration interval : {Duration(50ms), Duration(200ms), Duration(1s)}) {
+    CAPTURE(interval.count());
+    HeartbeatOptions options = within(5s);
+    options.interval = interval;
+    Scene scene(options);
+    REQUIRE(scene.kept.connection->pause_reading());
+    scene.peer->send(std::string(100'000, 'x'));
+    scene.world.run_for(1min);
+    CHECK(scene.kept.records.empty());
+  }
+}
+
+TEST_CASE("a quarter of our buffer's size counts as full while reading is held, for the kernel needs room around the bytes") {
+  for (const bool fills : {false, true}) {
+    CAPTURE(fills);
+    Scene scene(within(5s));
+    REQUIRE(scene.kept.connection->pause_reading());
+    int size = 0;
+    socklen_t length = sizeof size;
+    REQUIRE(sys::get_option(scene.kept.connection->descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0);
+    const auto quarter = static_cast<std::size_t>(size / 4);
+    scene.peer->send(std::string(fills ? quarter : quarter - 1, 'x'));
+    scene.world.run_for(1min);
+    CHECK(scene.kept.records.empty() == fills);
+    if (!fills) CHECK(scene.kept.records.at(0).verdict == Verdict::hung);
+  }
+}
+
+TEST_CASE("evidence counts from the silence's first probe, whatever happened before it") {
+  Scene scene(within(10s));
+  scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+  scene.world.run_for(5s);
+  scene.world.after(0s, [&] {
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.kept.connection->send("said into a partition that heals\n");
+  });
+  scene.world.run_for(2s);
+  scene.world.set_way(scene.world.local(), scene.there, Way::open);
+  scene.world.run_for(20s);
+  CHECK(scene.kept.records.empty());
+  scene.there.hang();
+  const int pings = scene.kept.pings;
+  SUBCASE("a process that hangs, its kernel well") {
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    const Evidence& evidence = scene.kept.records[0].evidence.value();
+    CHECK(evidence.acknowledged_in_silence);
+    CHECK(evidence.sent_in_silence == 4U * static_cast<unsigned>(scene.kept.pings - pings));
+    CHECK(evidence.retransmits_in_silence == 0);
+    CHECK(evidence.without_progress <= 2500ms + 5ms);  // the last probe is acknowledged
+  }
+  SUBCASE("a kernel that acknowledges one probe and no more") {
+    REQUIRE(scene.world.run_until([&] { return scene.kept.pings == pings + 1; }, 10s));
+    scene.world.run_for(10ms);
+    const Instant cut = scene.world.now();
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    const Evidence& evidence = scene.kept.records[0].evidence.value();
+    CHECK(evidence.without_progress + 3s >= scene.kept.ended_at[0] - cut);
+    CHECK(evidence.retransmits_in_silence >= 2);
+  }
+  SUBCASE("a way that is cut before the first probe") {
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    const Evidence& evidence = scene.kept.records[0].evidence.value();
+    CHECK_FALSE(evidence.acknowledged_in_silence);
+    CHECK(evidence.sent_in_silence == 4U * static_cast<unsigned>(scene.kept.pings - pings));
+    CHECK(evidence.without_progress == evidence.silence);
+  }
+}
+
+TEST_CASE("where acknowledged progress is life, the budget counts from when it came, and not from the look that found it") {
+  HeartbeatOptions options = within(8s);
+  options.interval = 2s;
+  options.wants_verdict = false;
+  for (Duration later = 0ms; later < 2s; later += 250ms) {
+    CAPTURE(later.count());
+    Scene scene(options);
+    scene.peer->stop_reading();
+    scene.world.after(0s, [&] { scene.kept.connection->send(std::string(200'000, 'x')); });
+    scene.world.run_for(3s + later);
+    scene.peer->read_on();
+    scene.world.run_for(3ms);
+    scene.peer->stop_reading();
+    scene.world.run_for(3ms);
+    const Instant life = scene.world.now();
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+    CHECK(scene.kept.ended_at[0] - life >= 8s - 10ms);
+    CHECK(scene.kept.ended_at[0] - life <= 8s + 5ms);
+  }
 }
 
 TEST_CASE("bytes that came while on_ping_due took its time are read before the budget's end is judged") {
