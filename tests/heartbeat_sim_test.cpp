@@ -428,6 +428,24 @@ TEST_CASE("of a Unix peer there is no evidence to wait for: it is lost at the bu
   CHECK(opened + record.age <= world.kernel.now());
 }
 
+TEST_CASE("with reading paused, bytes of a Unix peer that wait unread are life once: of when they came nobody knows") {
+  Simulation world;
+  Listener<Actor> listener(*world.reactor, Scene::with(within(10s)),
+                           [&](Connection& connection) { return Actor(world.story, connection); });
+  REQUIRE(listener.listen("unix:@hung"));
+  const int peer = world.kernel.peer_connects(world.kernel.listener());
+  world.settle();
+  const Instant opened = world.kernel.now();
+  REQUIRE(world.story.connection(peer).pause_reading());
+  world.kernel.peer_sends(peer, "not read");
+  world.run_for(1min);
+  REQUIRE(world.story.records.size() == 1);
+  const CloseRecord& record = world.story.record(peer);
+  CHECK(record.reason == CloseReason::heartbeat_lost);
+  CHECK(record.left_unread == 8);
+  CHECK(opened + record.age <= opened + 20s);
+}
+
 TEST_CASE("keepalive alone is refused of a Unix address, before anything is opened") {
   Simulation world;
   ListenerOptions options;

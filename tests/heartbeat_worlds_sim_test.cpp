@@ -530,4 +530,109 @@ TEST_CASE("a ping's text outlives its listener, also with a connection that has 
   CHECK(kept.records.empty());
 }
 
+// --- rules of which nothing else would tell that they are broken
+
+TEST_CASE("phi counts from the probe, with the mean of the answers and the least deviation, as soon as it has heard enough") {
+  for (const Duration takes : {Duration(2ms), Duration(3s)}) {
+    CAPTURE(takes.count());
+    HeartbeatOptions options{.budget = 60s, .interval = 4s, .phi = PhiAccrual{.threshold = 8, .least_deviation = 1s}};
+    Scene scene(options);
+    int answers = 0;
+    scene.peer->on_receive = [&](Peer& self, std::string_view) {
+      scene.world.after(takes - 2ms, [&] {
+        self.send("pong");
+        ++answers;
+      });
+    };
+    REQUIRE(scene.world.run_until([&] { return answers == 8; }, 10min));
+    scene.there.hang();
+    const int pings = scene.kept.pings;
+    REQUIRE(scene.world.run_until([&] { return scene.kept.pings == pings + 1; }, 10s));
+    const Instant probed = scene.world.now();
+    scene.world.run_for(2min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].verdict == Verdict::hung);
+    CHECK(scene.kept.ended_at[0] - probed >= takes + 5612ms - 3ms);
+    CHECK(scene.kept.ended_at[0] - probed <= takes + 5612ms + 3ms);
+    CHECK(scene.kept.records[0].evidence.value().phi == doctest::Approx(8).epsilon(0.01));
+  }
+}
+
+TEST_CASE("what no evidence decides is unknown once the grace is over: asked until the budget's end, and not in the grace") {
+  for (const bool phi : {false, true}) {
+    CAPTURE(phi);
+    constexpr Duration budget = 7900ms;  // less than twice the round trip: congestion, which decides nothing
+    HeartbeatOptions options{.budget = budget, .interval = 1s};
+    if (phi) options.phi = PhiAccrual{.threshold = 1, .least_answers = 2};
+    Scene scene(options);
+    scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+    scene.world.path(scene.world.local(), scene.there).latency = scene.world.path(scene.there, scene.world.local()).latency = 2s;
+    scene.world.run_for(5min);
+    CHECK(scene.kept.records.empty());
+    Instant last_asked{};
+    scene.kept.on_ping_due = [&](Connection& peer) {
+      last_asked = scene.world.now();
+      peer.send("ping");
+    };
+    scene.there.hang();
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].verdict == Verdict::unknown);
+    const Duration silence = scene.kept.records[0].evidence.value().silence;
+    CHECK(silence >= budget + 1s);
+    CHECK(silence <= budget + 1s + 12ms);
+    CHECK(scene.kept.ended_at[0] - last_asked >= 1s);
+    CHECK(scene.kept.ended_at[0] - last_asked <= 1s + 1s + 12ms);
+  }
+}
+
+TEST_CASE("who wants no verdict is given none, whoever finds that the peer is lost") {
+  for (const bool kernel_gives_up : {false, true}) {
+    CAPTURE(kernel_gives_up);
+    HeartbeatOptions options = within(20s);
+    options.wants_verdict = false;
+    Scene scene(options, 1ms, kernel_gives_up ? Duration(5s) : Duration{});
+    scene.world.run_for(100ms);
+    scene.there.hang();
+    if (kernel_gives_up) scene.world.run_until([&] { return scene.kept.pings == 1; }, 20s);
+    scene.world.run_for(10ms);
+    if (kernel_gives_up) scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.world.run_for(1min);
+    REQUIRE(scene.kept.records.size() == 1);
+    CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
+    CHECK((scene.kept.records[0].error_number == ETIMEDOUT) == kernel_gives_up);
+    CHECK(scene.kept.records[0].verdict == Verdict::unknown);
+  }
+}
+
+TEST_CASE("the kernel gives up before the first probe of a silence: that is the network's end, not the heartbeat's") {
+  Scene scene(within(60s), 1ms, 2s);
+  scene.world.after(0s, [&] {
+    scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    scene.kept.connection->send("into the void");
+  });
+  scene.world.run_for(1min);
+  REQUIRE(scene.kept.records.size() == 1);
+  CHECK(scene.kept.pings == 0);
+  CHECK(scene.kept.records[0].reason == CloseReason::network_timed_out);
+  CHECK_FALSE(scene.kept.records[0].verdict);
+}
+
+TEST_CASE("a loop that slept over the budget asks first, and waits for the answer, also where no verdict's grace would save it") {
+  HeartbeatOptions options = within(10s);
+  options.wants_verdict = false;
+  Scene scene(options);
+  scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+  // An answer takes longer than an interval: the next look comes before it.
+  scene.world.path(scene.world.local(), scene.there).latency = scene.world.path(scene.there, scene.world.local()).latency = 1500ms;
+  for (int round = 0; round < 10; ++round) {
+    scene.world.run_for(std::chrono::milliseconds(977 * round));
+    scene.world.local().hang();
+    scene.world.run_for(25s);
+    scene.world.local().resume();
+    scene.world.run_for(30s);
+    CHECK(scene.kept.records.empty());
+  }
+}
+
 TEST_SUITE_END();
