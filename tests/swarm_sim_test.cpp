@@ -152,3 +152,17 @@ TEST_CASE("a message that may have begun before the loop was kept is forgiven as
   CHECK_FALSE(clocks.overdue(opened + 200ms + 2 * 800ms, {}, delays));
   CHECK(clocks.overdue(opened + 200ms + 2 * 800ms + 100ms, {}, delays));
 }
+
+TEST_CASE("a grace that may have stood still is not shortened by the bytes that come after it") {
+  constexpr Duration tick = 1ms;
+  const Instant opened{1h};
+  LifeClocks clocks(resolve({.receive_rate = {.bytes_per_second = 1000, .window = 100ms, .grace = 50ms}}, {}), tick);
+  clocks.opened(opened);
+  clocks.rate_changed(Deadline::receive_rate, {.bytes_per_second = 1000, .window = 100ms, .grace = 300ms}, opened);
+  clocks.may_be_held(opened + 10ms, DelayLog{});
+  clocks.received(opened + 1s, 1);
+  clocks.received(opened + 1s, 1);
+  clocks.turn_ended(opened + 1s);
+  CHECK_FALSE(clocks.overdue(opened + 1800ms, {}, {}));
+  CHECK(clocks.overdue(opened + 5s, {}, {}));
+}

@@ -24,7 +24,7 @@ void LifeClocks::received(Instant now, std::size_t bytes) {
     begin_message({now, never_due});
     message_stamp_pending_ = true;
   }
-  rate_progress_ = now;
+  rate_progress_ = std::max(rate_progress_, now);  // later, where a grace may have stood still
   if (!timeouts_.receive_rate.is_never()) receipts_.push_back({now, bytes});
   holds_no_more(now);
 }
