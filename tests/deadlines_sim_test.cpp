@@ -330,3 +330,49 @@ TEST_CASE("a loop that stood still for seconds still closes a peer that did noth
     }
   }
 }
+
+TEST_CASE("a send timeout set while bytes wait to leave counts from when they do") {
+  DeadlineWorld world({.drain = long_drain});
+  const int peer = world.accept();
+  world.kernel.will_not_acknowledge(peer);
+  REQUIRE(world.reactor->post([&] {
+    world.connection(peer).send(bytes_of("news"));
+    CHECK(world.connection(peer).set_timeout(Deadline::send, 1s));
+    world.kernel.advance(700ms);
+  }));
+  world.settle();
+  const Instant left = world.kernel.now();
+  world.run_for(1min);
+  world.check_end(peer, CloseReason::send_timed_out, left + 1s, 125ms + tick);
+}
+
+TEST_CASE("a send timeout that was never for a while counts from when it is set again") {
+  DeadlineWorld world({.send = 10s, .drain = long_drain});
+  const int peer = world.accept();
+  world.kernel.will_not_acknowledge(peer);
+  world.connection(peer).send(bytes_of("news"));
+  world.run_for(5s);
+  CHECK(world.connection(peer).set_timeout(Deadline::send, never));
+  world.run_for(1h);
+  REQUIRE_FALSE(world.is_over(peer));
+  const Instant again = world.kernel.now();
+  CHECK(world.connection(peer).set_timeout(Deadline::send, 10s));
+  world.run_for(1min);
+  world.check_end(peer, CloseReason::send_timed_out, again + 10s, 1250ms + tick);
+}
+
+TEST_CASE("to send nothing restarts no drain, to send something does") {
+  for (const bool something : {false, true}) {
+    CAPTURE(something);
+    DeadlineWorld world({.drain = 5s});
+    const int peer = world.accept();
+    world.kernel.peer_finishes(peer);
+    world.settle();
+    const Instant finished = world.kernel.now();
+    world.run_for(3s);
+    world.connection(peer).send(bytes_of(something ? "a word more" : ""));
+    world.settle();
+    world.run_for(1min);
+    world.check_end(peer, CloseReason::drain_timed_out, finished + (something ? 8s : 5s));
+  }
+}

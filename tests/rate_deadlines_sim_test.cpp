@@ -360,6 +360,38 @@ TEST_CASE("a rate set while reading is paused has its whole grace from the resum
   world.check_end(peer, CloseReason::receive_too_slow, resumed + 4s, 2 * tick);
 }
 
+TEST_CASE("what a callback gives before it works for long has its grace from when it leaves, whoever looks before") {
+  for (const bool looked_at : {false, true}) {
+    CAPTURE(looked_at);
+    Timeouts timeouts = with(Deadline::send_rate, {.bytes_per_second = 100, .window = 1s, .grace = 500ms});
+    timeouts.receive = 5s;
+    DeadlineWorld world(timeouts);
+    const int peer = world.accept();
+    world.run_for(4s);
+    world.kernel.peer_sends(peer, "x");  // the node stays at 5 s, and moves when it is looked at there
+    world.settle();
+    world.kernel.will_not_acknowledge(peer);
+    Instant left{};  // when the callback returns
+    const auto give = [&] {
+      world.connection(peer).send(bytes_of(std::string(1000, 's')));
+      world.kernel.advance(700ms);
+      left = world.kernel.now();
+    };
+    Timer timer(*world.reactor, give);
+    if (looked_at) {
+      REQUIRE(timer.arm_after(500ms));
+      // The loop comes late to both: the timer's callback first, then the node, and only then what was given leaves.
+      REQUIRE(world.reactor->post([&] { world.kernel.advance(1500ms); }));
+    } else {
+      REQUIRE(world.reactor->post(give));
+    }
+    world.run_for(4s);
+    REQUIRE(left != Instant{});
+    world.run_for(1min);
+    world.check_end(peer, CloseReason::send_too_slow, left + 1500ms, 125ms + 3 * tick);
+  }
+}
+
 TEST_CASE("a rate set on an attempt counts from its open") {
   DeadlineWorld world({.drain = 24h});
   const int peer = world.connect();
