@@ -624,7 +624,8 @@ TEST_CASE("a loop that slept over the budget asks first, and waits for the answe
   Scene scene(options);
   scene.peer->on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
   // An answer takes longer than an interval: the next look comes before it.
-  scene.world.path(scene.world.local(), scene.there).latency = scene.world.path(scene.there, scene.world.local()).latency = 1500ms;
+  scene.world.path(scene.world.local(), scene.there).latency = scene.world.path(scene.there, scene.world.local()).latency =
+      1500ms;
   for (int round = 0; round < 10; ++round) {
     scene.world.run_for(std::chrono::milliseconds(977 * round));
     scene.world.local().hang();
