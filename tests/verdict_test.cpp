@@ -87,6 +87,26 @@ TEST_CASE("bytes in flight: two unanswered retransmissions prove that nothing ge
   CHECK(judged(in_flight(9)) == "unreachable");
 }
 
+TEST_CASE("bytes in flight, and what went before them acknowledged lately: we go on sending to a process that hangs") {
+  Evidence evidence = in_flight(0);
+  evidence.acknowledged_in_silence = true;
+  evidence.last_acknowledgement = 400ms;
+  CHECK(judged(evidence) == "hung");
+  evidence.last_acknowledgement = 401ms;
+  CHECK(judged(evidence) == "undecided");
+  evidence.last_acknowledgement = 100ms;
+  evidence.retransmits = 1;
+  CHECK(judged(evidence) == "undecided");
+  evidence.retransmits = 0;
+  evidence.retransmits_in_silence = 1;
+  CHECK(judged(evidence) == "hung");
+  evidence.retransmits_in_silence = 2;
+  CHECK(judged(evidence) == "undecided");
+  evidence.retransmits_in_silence = 0;
+  evidence.acknowledged_in_silence = false;
+  CHECK(judged(evidence) == "undecided");
+}
+
 TEST_CASE("bytes never transmitted under an open window: our own side can't send, once it had time to") {
   Evidence evidence = held_back(65536, 0);
   CHECK(judged(evidence) == "unreachable");
