@@ -371,6 +371,7 @@ void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
     if (taken < wanted) return stall(core, connection);
   }
   connection.clear(Connection::has_queue);
+  if (connection.has(Connection::probed)) connection.policy_->heartbeat->handed_over(core, connection);
 }
 
 /// Hands the kernel what is queued, and then whatever follows from there being nothing left.

@@ -36,7 +36,7 @@ struct HeartbeatThunks {
   void (*look)(ReactorCore& core, Connection& connection);                                         // a probe may be due
   void (*expire)(ReactorCore& core, Connection& connection);                                       // the budget has ended
   bool (*explains)(ReactorCore& core, Connection& connection, int error, std::uint8_t operation);  // and has ended it
-  void (*handed_over)(ReactorCore& core, Connection& connection);  // with Connection::probed: what waits leaves now
+  void (*handed_over)(ReactorCore& core, Connection& connection);  // with Connection::probed: what waits leaves now, or has left
   void (*answered)(ReactorCore& core, Connection& connection);     // with Connection::probed: a byte was received
   void (*tell)(const Connection& connection, CloseRecord& record);
 };
@@ -255,6 +255,12 @@ struct ConnectionLife {
   [[nodiscard]] static bool expects_life(const Connection& connection) {
     constexpr unsigned ended = Connection::closing | Connection::peer_finished | Connection::finish_wanted;
     return connection.stage_ == Connection::Stage::open && !connection.has(ended);
+  }
+  /// Whatever the kernel has said of its room. False: that ended it.
+  static bool write_again(ReactorCore& core, Connection& connection) {
+    connection.clear(Connection::stalled);
+    write_out(core, connection);
+    return connection.stage_ == Connection::Stage::open;
   }
   /// Behind what is not read while reading is held.
   [[nodiscard]] static bool end_waits(const Connection& connection) {

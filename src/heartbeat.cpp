@@ -26,7 +26,7 @@ struct Doubt {
   std::uint64_t handed;        // to the kernel by then: what comes after it is this silence's
   std::uint64_t acknowledged;  // at the last look
   Instant progress;            // when that last grew, or the silence began
-  Instant heard;               // the peer's kernel, as the last look saw it
+  Instant heard;               // the peer's kernel, as the first look saw it
   std::uint32_t retransmits;   // in all, by then
   int unread;                  // while reading is held, at the last look
   Evidence evidence;           // of the last look
@@ -45,7 +45,8 @@ struct Heartbeat {
   std::uint32_t asked_to = 0;      // where the first probe since the last byte received ends in our stream, modulo 2^32
   bool is_asked = false;           // there was one
   Verdict verdict = Verdict::unknown;
-  bool leaves = false;  // the first probe waits for the turn to hand it to the kernel
+  bool leaves = false;        // the first probe waits for the turn to hand it to the kernel
+  bool is_held_back = false;  // or for the kernel to take all of it
 };
 
 // What a heartbeat costs an idle connection: with the pointer to it, and 16 bytes that an allocator may add.
@@ -110,7 +111,7 @@ struct HeartbeatLife {
     if (heartbeat.silence == ConnectionLife::last_received(connection)) heartbeat.is_asked = false;
     heartbeat.next_probe = first_probe_after(connection, heartbeat.silence);
     heartbeat.decides_at = never_due;
-    heartbeat.leaves = false;
+    heartbeat.leaves = heartbeat.is_held_back = false;
   }
 
   /// Not once the peer's stream has ended, or ours is being ended: other deadlines see to that.
@@ -146,7 +147,8 @@ struct HeartbeatLife {
     if (more && lived_at(connection, arrived)) heartbeat.is_asked = false;
     // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
     const Instant heard = heard_at(core, sample);
-    const bool heard_more = heartbeat.doubt == nullptr || heard > heartbeat.doubt->heard + kernel_grain;
+    const Duration grain = std::min(kernel_grain, plan_of(connection).interval / 2);
+    const bool heard_more = heartbeat.doubt == nullptr || heard > heartbeat.doubt->heard + grain;
     if (sample.known && heard_more && fills_buffer(connection, unread)) (void)lived_at(connection, heard);
     return !is_silent(connection);
   }
@@ -204,7 +206,6 @@ struct HeartbeatLife {
     const Heartbeat& heartbeat = of(connection);
     Doubt& doubt = *heartbeat.doubt;
     Evidence& evidence = doubt.evidence;
-    doubt.heard = heard_at(core, sample);
     evidence.known = sample.known && sample.connected;
     evidence.sent_in_silence = connection.handed_to_kernel() - doubt.handed;
     evidence.acknowledged_in_silence = acknowledged > doubt.handed;
@@ -302,14 +303,14 @@ struct HeartbeatLife {
     } else {
       policy.handler->on_ping_due(ConnectionLife::handler_of(connection), connection);
     }
-    // A handler that says nothing has not asked.
-    if (!heartbeat.is_asked && given(connection) != given_before) {
-      heartbeat.is_asked = true;
-      heartbeat.asked_to = given(connection);
-    }
+    // Where the handler has said nothing, what it says next stands for the probe: a process that hangs acknowledges that, too.
+    if (!std::exchange(heartbeat.is_asked, true))
+      heartbeat.asked_to = given(connection) + (given(connection) == given_before ? 1 : 0);
     heartbeat.next_probe = core.read_clock() + plan_of(connection).interval;
-    heartbeat.leaves = is_first && connection.backlog_bytes() != 0;
-    if (heartbeat.leaves) ConnectionLife::flush_later(core, connection);
+    if (!is_first) return;
+    heartbeat.leaves = heartbeat.is_held_back = connection.backlog_bytes() != 0;
+    if (heartbeat.leaves) return ConnectionLife::flush_later(core, connection);
+    peer_is_asked(core, connection);  // the callback may have taken long
   }
 
   /// The budget ends with the silence's, but a loop that slept has asked only now: then the peer gets the time that an answer may
@@ -322,12 +323,19 @@ struct HeartbeatLife {
     heartbeat.gives_up_at = budget_ends + plan.grace;
   }
 
-  /// Callbacks between the probe and here may have taken long, and only now the peer is asked.
+  static void peer_is_asked(const ReactorCore& core, Connection& connection) {
+    if (Doubt* doubt = of(connection).doubt; doubt != nullptr) doubt->probed_at = core.now;
+    count_from(connection, core.now);
+  }
+
+  /// What waited is offered to the kernel now, or all of it was taken: callbacks since the probe, or a kernel without room, may
+  /// have taken long, and only now the peer is asked.
   static void handed_over(ReactorCore& core, Connection& connection) {
     Heartbeat& heartbeat = of(connection);
-    if (!runs(connection) || !std::exchange(heartbeat.leaves, false)) return;
-    if (heartbeat.doubt != nullptr) heartbeat.doubt->probed_at = core.now;
-    count_from(connection, core.now);
+    if (!runs(connection) || !heartbeat.is_held_back || heartbeat.decides_at == never_due) return;
+    heartbeat.leaves = false;
+    heartbeat.is_held_back = connection.backlog_bytes() != 0;
+    peer_is_asked(core, connection);
   }
 
   static std::optional<Verdict> judged(const Connection& connection) {
@@ -342,6 +350,10 @@ struct HeartbeatLife {
     if (ConnectionLife::end_waits(connection)) {  // a peer that has finished says no more
       heartbeat.decides_at = heartbeat.next_probe = never_due;
       return ConnectionLife::rearm(core, connection);
+    }
+    if (heartbeat.is_held_back) {  // a loop that was late has not heard yet that there is room
+      if (!ConnectionLife::write_again(core, connection)) return;
+      if (!runs(connection) || core.now < heartbeat.decides_at) return ConnectionLife::rearm(core, connection);
     }
     if (!stays_silent(core, connection)) return ConnectionLife::rearm(core, connection);
     const std::optional<Verdict> verdict = judged(connection);

@@ -553,37 +553,120 @@ TEST_CASE("each silence draws its own phase: between half an interval and a whol
   CHECK(high >= 3.95);
 }
 
-TEST_CASE("callbacks that hold the loop between a probe and its leaving take nothing from the peer") {
+TEST_CASE("callbacks that hold the loop before a probe leaves take nothing from the peer, whichever way it leaves") {
   struct Slow {
     void on_receive(Connection&, Bytes) {}
     void on_ping_due(Connection& peer) {
-      peer.send("ping");
-      world->spend(1s);  // what was said leaves when the turn comes to it
+      if (size > 100) world->spend(1s);  // a large piece leaves at once
+      peer.send(bytes_of(std::string(size, 'p')));
+      if (size <= 100) world->spend(1s);  // a small one when the turn comes to it
     }
     void on_close(Connection&, const CloseRecord&) { ++*ended; }
     World* world;
     int* ended;
+    std::size_t size;
+  };
+  for (const std::size_t size : {4U, 10'000U}) {
+    CAPTURE(size);
+    World world;
+    int ended = 0, pings = 0;
+    Reactor reactor;
+    ListenerOptions options;
+    // No evidence that could save it, and less time than the callback takes.
+    options.heartbeat = {.budget = 300ms, .interval = 100ms, .wants_verdict = false};
+    Listener<Slow> listener(reactor, options, [&](Connection&) { return Slow{&world, &ended, size}; });
+    REQUIRE(listener.listen("10.0.0.1:7000"));
+    world.attach(reactor);
+    Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+    peer.on_receive = [&](Peer& self, std::string_view) {
+      ++pings;
+      world.after(50ms, [&self] { self.send("pong"); });
+    };
+    world.run_for(1min);
+    CHECK(ended == 0);
+    CHECK(pings >= 50);
+    world.host("10.0.0.2").hang();
+    world.run_for(10s);
+    CHECK(ended == 1);
+  }
+}
+
+TEST_CASE("a probe that the kernel had no room for asks from when it leaves, however late the loop is by then") {
+  struct Keeper {
+    void on_receive(Connection&, Bytes) { world->spend(7s); }
+    void on_close(Connection&, const CloseRecord&) {}
+    World* world;
   };
   World world;
-  int ended = 0, pings = 0;
+  Kept kept;
+  Reactor reactor;
+  Listener<Keeper> others(reactor, {}, [&](Connection&) { return Keeper{&world}; });
+  REQUIRE(others.listen("10.0.0.1:7001"));
+  struct Asking {
+    void on_receive(Connection&, Bytes) {}
+    void on_ping_due(Connection& peer) {
+      world->set_chance(sim::Fault::out_of_room, 1);
+      peer.send(bytes_of("ping"));
+      world->after(100us, [at = world, one = other] {  // before there is room again
+        at->set_chance(sim::Fault::out_of_room, 0);
+        one->send("keep it");
+      });
+    }
+    void on_close(Connection&, const CloseRecord& record) { kept->records.push_back(record); }
+    World* world;
+    Kept* kept;
+    Peer* other;
+  };
+  Peer* other = nullptr;
+  ListenerOptions options;
+  options.heartbeat = {.budget = 4s, .interval = 1s, .wants_verdict = false};
+  Listener<Asking> listener(reactor, options, [&](Connection&) { return Asking{&world, &kept, other}; });
+  REQUIRE(listener.listen("10.0.0.1:7000"));
+  world.attach(reactor);
+  other = &world.host("10.0.0.3").connect("10.0.0.1:7001");
+  world.run_for(10ms);
+  Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
+  peer.on_receive = [](Peer& self, std::string_view) { self.send("pong"); };
+  world.run_for(1min);
+  CHECK(kept.records.empty());
+}
+
+TEST_CASE("a hung peer is lost within the budget although the handler says no ping and the program goes on sending") {
+  struct Mute {
+    void on_open(Connection& peer) { *handle = peer.handle(); }
+    void on_receive(Connection&, Bytes) {}
+    void on_ping_due(Connection&) {}
+    void on_close(Connection&, const CloseRecord& record) {
+      kept->records.push_back(record);
+      kept->ended_at.push_back(world->now());
+    }
+    World* world;
+    Kept* kept;
+    ConnectionHandle* handle;
+  };
+  World world;
+  Kept kept;
+  ConnectionHandle handle;
   Reactor reactor;
   ListenerOptions options;
-  // No evidence that could save it, and less time than the callback takes.
-  options.heartbeat = {.budget = 300ms, .interval = 100ms, .wants_verdict = false};
-  Listener<Slow> listener(reactor, options, [&](Connection&) { return Slow{&world, &ended}; });
+  options.heartbeat.budget = 8s;
+  Listener<Mute> listener(reactor, options, [&](Connection&) { return Mute{&world, &kept, &handle}; });
   REQUIRE(listener.listen("10.0.0.1:7000"));
   world.attach(reactor);
   Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");
-  peer.on_receive = [&](Peer& self, std::string_view) {
-    ++pings;
-    world.after(50ms, [&self] { self.send("pong"); });
-  };
-  world.run_for(1min);
-  CHECK(ended == 0);
-  CHECK(pings >= 50);
+  world.run_for(10ms);
+  peer.send("hello");
+  world.run_for(10ms);
   world.host("10.0.0.2").hang();
-  world.run_for(10s);
-  CHECK(ended == 1);
+  const Instant hung = world.now();
+  for (int sends = 0; sends < 100 && kept.records.empty(); ++sends) {
+    if (handle->is_open()) handle->send(bytes_of("x"));
+    world.run_for(200ms);
+  }
+  REQUIRE(kept.records.size() == 1);
+  CHECK(kept.records[0].verdict == Verdict::hung);
+  CHECK(kept.ended_at[0] - hung <=
+        8s + 2s + 1s);  // an interval at most until what it was asked with is acknowledged, and the grace
 }
 
 TEST_CASE("what contradicts itself is refused before any connection is touched") {

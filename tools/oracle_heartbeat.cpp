@@ -312,7 +312,10 @@ void judge_silence(const LifeNotes& notes, const sim::Truth& truth, Instant now,
   const Instant life = notes.heartbeat.possible_life(notes.clocks.last_received(), was_held(notes), truth);
   if (life == never_due) return;
   const Instant until = std::min({now, truth.end_arrived_at.value_or(now), truth.error_at.value_or(now)});
-  const Instant due = life + terms.budget;
+  Instant due = life + terms.budget;
+  // A first probe that the kernel took late has its time to be answered from there.
+  if (truth.last_short_send >= life + terms.interval / 2)
+    due = std::max(due, truth.last_taken_at + terms.budget - terms.interval);
   if (until <= due) return;
   // A tick in which the first probe is found due, and one in which the budget's end is; an undecided verdict its own.
   // Life that only a look finds, in the kernel's milliseconds, may be found an interval later, and then the peer is asked anew.
