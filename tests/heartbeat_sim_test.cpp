@@ -259,7 +259,6 @@ TEST_CASE("what has come is read before a probe goes out: a silence that is over
   for (int round = 0; round < 20; ++round) {
     Scene scene(within(60s), random());
     scene.world.run_for(Duration(static_cast<std::int64_t>(random() % 100'000'000'000)));
-    const std::uint64_t received = scene.kept.connection->received();
     // While another one is accepted a probe becomes due; the peer speaks, ends its stream and resets.
     scene.kept.on_open = [&](Connection&) {
       scene.world.spend(20s);
@@ -274,7 +273,7 @@ TEST_CASE("what has come is read before a probe goes out: a silence that is over
     REQUIRE(scene.kept.records.size() == 1);
     INFO(describe(scene.kept.records[0]));
     CHECK(scene.kept.records[0].reason == CloseReason::peer_finished);
-    CHECK(scene.kept.records[0].received == received + 8);
+    CHECK(scene.kept.records[0].received == scene.peer->sent_bytes());  // an answer may have been on its way
     CHECK(scene.kept.records[0].unsent == 0);
   }
 }
