@@ -62,7 +62,8 @@ struct Evidence {
 ///   acknowledges; else undecided
 /// - bytes not even transmitted: with an open window and no progress for max(400 ms, two retransmission timeouts) our own side
 ///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`; none, and one answered in this
-///   silence, `not_reading`; one unanswered happens on healthy paths: undecided
+///   silence (10 ms in, as the last byte may have brought an acknowledgement, and kernels count in ticks), `not_reading`; one
+///   unanswered happens on healthy paths: undecided
 /// - all acknowledged, and the last one came within interval + max(250 ms, two retransmission timeouts): `hung`; but after two
 ///   retransmissions in this silence the path has just healed, and the peer's own back-off may keep its answer: undecided
 /// - anything else: undecided
