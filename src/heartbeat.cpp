@@ -28,7 +28,6 @@ struct Doubt {
   Instant progress;            // when that last grew, or the silence began
   Instant heard;               // the peer's kernel, as the first look saw it
   std::uint32_t retransmits;   // in all, by then
-  int unread;                  // while reading is held, at the last look
   Evidence evidence;           // of the last look
 };
 
@@ -43,6 +42,7 @@ struct Heartbeat {
   AnswerTimes* answers = nullptr;  // of all its silences, for phi; null before the first
   std::uint32_t phase_seed = 0;    // of the connection
   std::uint32_t asked_to = 0;      // where the first probe since the last byte received ends in our stream, modulo 2^32
+  int unread = 0;                  // while reading is held, at the last look since the last byte received
   bool is_asked = false;           // there was one
   Verdict verdict = Verdict::unknown;
   bool leaves = false;        // the first probe waits for the turn to hand it to the kernel
@@ -58,6 +58,8 @@ namespace {
 
 /// Two looks at the same segment's arrival may differ by as much: two ticks of the kernel that counts in the longest (HZ 100).
 constexpr Duration kernel_grain = std::chrono::milliseconds(20);
+/// What one write of a Unix peer takes of our buffer at least: 278 of one byte fill 212,992.
+constexpr int least_unix_write = 768;
 
 struct HeartbeatLife {
   static Heartbeat& of(const Connection& connection) { return *ConnectionLife::birth_of(connection).heartbeat; }
@@ -108,7 +110,10 @@ struct HeartbeatLife {
     drop_doubt(core, heartbeat);
     ConnectionLife::expect_no_answer(connection);
     heartbeat.silence = last_life(connection);
-    if (heartbeat.silence == ConnectionLife::last_received(connection)) heartbeat.is_asked = false;
+    if (heartbeat.silence == ConnectionLife::last_received(connection)) {
+      heartbeat.is_asked = false;
+      heartbeat.unread = 0;
+    }
     heartbeat.next_probe = first_probe_after(connection, heartbeat.silence);
     heartbeat.decides_at = never_due;
     heartbeat.leaves = heartbeat.is_held_back = false;
@@ -140,17 +145,21 @@ struct HeartbeatLife {
       doubt->acknowledged = acknowledged;
     }
     const int unread = unread_while_held(connection);
-    if (unread == 0) return !is_silent(connection);
-    // The count is exact. Where no look has noted one yet, only the kernel's time tells these bytes from those that were read.
-    const bool more = heartbeat.doubt == nullptr ? sample.known : unread > std::exchange(heartbeat.doubt->unread, unread);
     const Instant arrived = sample.known ? core.now - std::chrono::milliseconds(sample.last_data_recv_ms) : core.now;
-    if (more && lived_at(connection, arrived)) heartbeat.is_asked = false;
+    if (unread > std::exchange(heartbeat.unread, unread) && lived_at(connection, arrived)) heartbeat.is_asked = false;
     // A peer that has filled our buffer can't get another byte to us: its kernel speaks for it.
-    const Instant heard = heard_at(core, sample);
-    const Duration grain = std::min(kernel_grain, plan_of(connection).interval / 2);
-    const bool heard_more = heartbeat.doubt == nullptr || heard > heartbeat.doubt->heard + grain;
-    if (sample.known && heard_more && fills_buffer(connection, unread)) (void)lived_at(connection, heard);
+    if (unread != 0 && may_be_full(connection, unread)) (void)lived_at(connection, kernel_spoke_at(core, connection, sample));
     return !is_silent(connection);
+  }
+
+  /// A Unix peer's kernel is ours, which tells its end by itself.
+  static Instant kernel_spoke_at(const ReactorCore& core, const Connection& connection, const sys::TcpSample& sample) {
+    if (!ConnectionLife::is_tcp(connection)) return core.now;
+    const Instant heard = heard_at(core, sample);
+    const Doubt* doubt = of(connection).doubt;
+    const Duration grain = std::min(kernel_grain, plan_of(connection).interval / 2);
+    const bool is_new = sample.known && (doubt == nullptr || heard > doubt->heard + grain);
+    return is_new ? heard : Instant{};
   }
 
   static Instant heard_at(const ReactorCore& core, const sys::TcpSample& sample) {
@@ -161,12 +170,13 @@ struct HeartbeatLife {
     return ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
   }
 
-  /// The window closes with less in the buffer than its size, which counts what the kernel needs around the bytes.
-  static bool fills_buffer(const Connection& connection, int unread) {
+  /// A TCP window closes with less in the buffer than its size, which counts what the kernel needs around the bytes; for a Unix
+  /// socket those are several hundred for each write, be it of one byte (kernel's SKB_TRUESIZE).
+  static bool may_be_full(const Connection& connection, int unread) {
     int size = 0;
     socklen_t length = sizeof size;
     const bool known = sys::get_option(connection.descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0;
-    return known && unread >= size / 4;
+    return known && unread >= size / (ConnectionLife::is_tcp(connection) ? 4 : least_unix_write);
   }
 
   /// The kernel counts in milliseconds: of a sign of life hardly later than the last nobody knows whether it is another.
@@ -198,7 +208,6 @@ struct HeartbeatLife {
                                           .progress = heartbeat.silence,
                                           .heard = heard_at(core, sample),
                                           .retransmits = sample.total_retrans,
-                                          .unread = unread_while_held(connection),
                                           .evidence = {}};
   }
 

@@ -408,41 +408,81 @@ TEST_CASE("the handler may say the ping itself") {
   CHECK(heard.starts_with("PING 1\nPING 2\n"));
 }
 
-TEST_CASE("of a Unix peer there is no evidence to wait for: it is lost at the budget's end, and not a grace later") {
+/// A Unix peer that connects and says nothing by itself; its kernel is ours.
+struct UnixScene {
+  UnixScene()
+      : listener(*world.reactor, Scene::with(within(10s)),
+                 [this](Connection& connection) { return Actor(world.story, connection); }) {
+    REQUIRE(listener.listen("unix:@hung"));
+    peer = world.kernel.peer_connects(world.kernel.listener());
+    world.settle();
+  }
+  Connection& connection() { return world.story.connection(peer); }
+
   Simulation world;
-  Listener<Actor> listener(*world.reactor, Scene::with(within(10s)),
-                           [&](Connection& connection) { return Actor(world.story, connection); });
-  REQUIRE(listener.listen("unix:@hung"));
-  const int peer = world.kernel.peer_connects(world.kernel.listener());
-  world.settle();
-  const Instant opened = world.kernel.now();
-  world.run_for(10s - 1ms);
-  CHECK(world.story.records.empty());
-  world.run_for(3ms);
-  REQUIRE(world.story.records.size() == 1);
-  const CloseRecord& record = world.story.record(peer);
+  Listener<Actor> listener;
+  int peer = -1;
+};
+
+TEST_CASE("of a Unix peer there is no evidence to wait for: it is lost at the budget's end, and not a grace later") {
+  UnixScene scene;
+  const Instant opened = scene.world.kernel.now();
+  scene.world.run_for(10s - 1ms);
+  CHECK(scene.world.story.records.empty());
+  scene.world.run_for(3ms);
+  REQUIRE(scene.world.story.records.size() == 1);
+  const CloseRecord& record = scene.world.story.record(scene.peer);
   CHECK(record.reason == CloseReason::heartbeat_lost);
   CHECK(record.verdict == Verdict::unknown);
   CHECK(record.age >= 10s);
-  CHECK(opened + record.age <= world.kernel.now());
+  CHECK(opened + record.age <= scene.world.kernel.now());
 }
 
 TEST_CASE("with reading paused, bytes of a Unix peer that wait unread are life once: of when they came nobody knows") {
-  Simulation world;
-  Listener<Actor> listener(*world.reactor, Scene::with(within(10s)),
-                           [&](Connection& connection) { return Actor(world.story, connection); });
-  REQUIRE(listener.listen("unix:@hung"));
-  const int peer = world.kernel.peer_connects(world.kernel.listener());
-  world.settle();
-  const Instant opened = world.kernel.now();
-  REQUIRE(world.story.connection(peer).pause_reading());
-  world.kernel.peer_sends(peer, "not read");
-  world.run_for(1min);
-  REQUIRE(world.story.records.size() == 1);
-  const CloseRecord& record = world.story.record(peer);
+  UnixScene scene;
+  const Instant opened = scene.world.kernel.now();
+  REQUIRE(scene.connection().pause_reading());
+  scene.world.kernel.peer_sends(scene.peer, "not read");
+  scene.world.run_for(1min);
+  REQUIRE(scene.world.story.records.size() == 1);
+  const CloseRecord& record = scene.world.story.record(scene.peer);
   CHECK(record.reason == CloseReason::heartbeat_lost);
   CHECK(record.left_unread == 8);
   CHECK(opened + record.age <= opened + 20s);
+}
+
+TEST_CASE("with reading paused, what a Unix peer says before the first look is life, and the budget counts from it") {
+  UnixScene scene;
+  REQUIRE(scene.connection().pause_reading());
+  scene.world.run_for(1200ms);  // the first look comes after 1.25 s at the earliest
+  scene.world.kernel.peer_sends(scene.peer, "the last word");
+  scene.world.run_for(1min);
+  REQUIRE(scene.world.story.records.size() == 1);
+  const CloseRecord& record = scene.world.story.record(scene.peer);
+  CHECK(record.reason == CloseReason::heartbeat_lost);
+  CHECK(record.age >= 1200ms + 10s);
+  CHECK(record.age <= 20s);
+}
+
+TEST_CASE("with reading paused, a Unix peer that may have filled our buffer is not lost before we read") {
+  for (const bool fills : {false, true}) {
+    CAPTURE(fills);
+    UnixScene scene;
+    REQUIRE(scene.connection().pause_reading());
+    int size = 0;
+    socklen_t length = sizeof size;
+    REQUIRE(sys::get_option(scene.connection().descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0);
+    const auto least = static_cast<std::size_t>(size / 768);
+    scene.world.kernel.peer_sends(scene.peer, std::string(fills ? least : least - 1, 'x'));
+    scene.world.run_for(1min);
+    CHECK(scene.world.story.records.empty() == fills);
+    if (!fills) continue;
+    REQUIRE(scene.connection().resume_reading());
+    scene.world.run_for(10s - 1ms);
+    CHECK(scene.world.story.records.empty());
+    scene.world.run_for(2s);  // it has room again, and says nothing
+    CHECK(scene.world.story.records.size() == 1);
+  }
 }
 
 TEST_CASE("keepalive alone is refused of a Unix address, before anything is opened") {

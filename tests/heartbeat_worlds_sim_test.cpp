@@ -587,20 +587,23 @@ TEST_CASE("what no evidence decides is unknown once the grace is over: asked unt
 }
 
 TEST_CASE("who wants no verdict is given none, whoever finds that the peer is lost") {
-  for (const bool kernel_gives_up : {false, true}) {
-    CAPTURE(kernel_gives_up);
+  for (const int kernel_gives_up_with : {0, ETIMEDOUT, EHOSTUNREACH}) {
+    CAPTURE(kernel_gives_up_with);
     HeartbeatOptions options = within(20s);
     options.wants_verdict = false;
-    Scene scene(options, 1ms, kernel_gives_up ? Duration(5s) : Duration{});
+    Scene scene(options, 1ms, kernel_gives_up_with != 0 ? Duration(5s) : Duration{});
     scene.world.run_for(100ms);
     scene.there.hang();
-    if (kernel_gives_up) scene.world.run_until([&] { return scene.kept.pings == 1; }, 20s);
-    scene.world.run_for(10ms);
-    if (kernel_gives_up) scene.world.set_way(scene.world.local(), scene.there, Way::cut);
+    if (kernel_gives_up_with != 0) {
+      scene.world.run_until([&] { return scene.kept.pings == 1; }, 20s);
+      const Way way = kernel_gives_up_with == ETIMEDOUT ? Way::cut : Way::host_unreachable;
+      scene.world.run_for(10ms);
+      scene.world.set_way(scene.world.local(), scene.there, way);
+    }
     scene.world.run_for(1min);
     REQUIRE(scene.kept.records.size() == 1);
     CHECK(scene.kept.records[0].reason == CloseReason::heartbeat_lost);
-    CHECK((scene.kept.records[0].error_number == ETIMEDOUT) == kernel_gives_up);
+    CHECK(scene.kept.records[0].error_number == kernel_gives_up_with);
     CHECK(scene.kept.records[0].verdict == Verdict::unknown);
   }
 }

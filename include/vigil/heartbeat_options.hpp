@@ -13,7 +13,8 @@
 // Two more things are life, where the peer could not say anything else:
 // - The acknowledgement of bytes of ours that hold the probe back: until the first probe after the last byte received has been
 //   acknowledged itself, or while the peer's window let our kernel transmit only a part. Later ones are none: a hung process's
-//   kernel sends them too. While bytes wait in our own queue, no probe is sent.
+//   kernel sends them too. While bytes wait in our own queue, no probe is sent. The kernel is asked when a probe is due: progress
+//   between two such looks counts as of the latest acknowledgement before the second; before a silence's first look, none does.
 // - While reading is held (pause_reading(), or a queue above its high mark), bytes that our kernel received count, though nobody
 //   has read them. Once they fill a quarter of our receive buffer, the acknowledgements of the peer's kernel count as well,
 //   because more bytes of the peer's may find no room.
@@ -21,7 +22,9 @@
 // A heartbeat ends with the peer's end, with close() and with our own finish(): after our end nothing can be sent, so the peer
 // can't be asked any more. For the time after finish() set a receive deadline (Connection::set_timeout).
 //
-// A Unix socket has no TCP evidence: its peer is probed and lost in the same way, and the verdict is always `unknown`.
+// A Unix socket has no TCP evidence: its peer is probed and lost in the same way, and the verdict is always `unknown`. While
+// reading is held, its bytes count as of the look that finds them; and once there is one for each 768 of our receive buffer's
+// size, which is what the kernel charges for the smallest write, it may find no room and is not lost before we read.
 //
 // keepalive_only is for protocols without a ping, and for TCP: a Unix address is refused. The kernel probes by itself
 // (SO_KEEPALIVE, TCP_USER_TIMEOUT; SocketOptions that set these too are refused), and its own answer is what is told:
