@@ -265,6 +265,7 @@ bool ConnectionLife::allows_more_time(ReactorCore& core, Connection& connection,
     window.close_until(core.now + std::max(answer, rate.window) - rate.window);
   };
   if (kind == Deadline::send) {
+    if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);  // what it gave has that time, too
     if (send_clock_runs(connection)) connection.send_progress_ = from(kind);  // not if the handler has set it to never
   } else {
     ConnectionSide* side = side_of(core, connection);

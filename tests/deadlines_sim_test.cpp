@@ -346,19 +346,25 @@ TEST_CASE("a send timeout set while bytes wait to leave counts from when they do
   world.check_end(peer, CloseReason::send_timed_out, left + 1s, 125ms + tick);
 }
 
-TEST_CASE("a send timeout that was never for a while counts from when it is set again") {
-  DeadlineWorld world({.send = 10s, .drain = long_drain});
-  const int peer = world.accept();
-  world.kernel.will_not_acknowledge(peer);
-  world.connection(peer).send(bytes_of("news"));
-  world.run_for(5s);
-  CHECK(world.connection(peer).set_timeout(Deadline::send, never));
-  world.run_for(1h);
-  REQUIRE_FALSE(world.is_over(peer));
-  const Instant again = world.kernel.now();
-  CHECK(world.connection(peer).set_timeout(Deadline::send, 10s));
-  world.run_for(1min);
-  world.check_end(peer, CloseReason::send_timed_out, again + 10s, 1250ms + tick);
+TEST_CASE(
+    "a send timeout that was never for a while counts from when it is set again, also where a rate kept its clock running") {
+  for (const bool has_rate : {false, true}) {
+    CAPTURE(has_rate);
+    Timeouts timeouts{.send = 10s, .drain = long_drain};
+    if (has_rate) timeouts.send_rate = {.bytes_per_second = 1, .window = 2h, .grace = 0s};
+    DeadlineWorld world(timeouts);
+    const int peer = world.accept();
+    world.kernel.will_not_acknowledge(peer);
+    world.connection(peer).send(bytes_of("news"));
+    world.run_for(5s);
+    CHECK(world.connection(peer).set_timeout(Deadline::send, never));
+    world.run_for(1h);
+    REQUIRE_FALSE(world.is_over(peer));
+    const Instant again = world.kernel.now();
+    CHECK(world.connection(peer).set_timeout(Deadline::send, 10s));
+    world.run_for(1min);
+    world.check_end(peer, CloseReason::send_timed_out, again + 10s, 1250ms + tick);
+  }
 }
 
 TEST_CASE("to send nothing restarts no drain, to send something does") {

@@ -331,6 +331,26 @@ TEST_CASE("a handler that sets the timeout to never when it is asked, and back l
              });
 }
 
+TEST_CASE("more time given to `send` stays although the handler has sent and set it anew when it was asked") {
+  const Kind& send = kinds[4];
+  for (const Duration answer : {Duration(500ms), Duration(30s)}) {
+    CAPTURE(answer.count());
+    DeadlineWorld world(timeouts_of(send));
+    Questions questions(world, [&](Connection& connection) {
+      if (questions.at.size() > 1) return Duration(0);
+      CHECK(connection.send(bytes_of("more")));
+      CHECK(connection.set_timeout(Deadline::send, never));
+      CHECK(connection.set_timeout(Deadline::send, timeout));
+      return answer;
+    });
+    const int peer = begin(world, send);
+    world.run_for(1min);
+    REQUIRE(questions.at.size() == 2);
+    DeadlineWorld::check_instant(questions.at[1], questions.at[0] + answer, late_at_most(send));
+    world.check_end(peer, send.reason, questions.at[1], 0ns);
+  }
+}
+
 TEST_CASE("more time given to a rate of sending stays when a send timeout is set") {
   const Kind& rate = kinds[5];
   DeadlineWorld world(timeouts_of(rate));
