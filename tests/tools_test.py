@@ -297,6 +297,9 @@ def heartbeat_options_that_contradict_each_other_are_refused_with_the_reason_bef
     too_long = ["--heartbeat-timeout", "20s", "--ping", "long", "--backlog-max", "3"]
     told = "vigil-echo: --ping: it would pass --backlog-max (see vigil-echo --help)\n"
     equal(run("echo", *too_long), (USAGE, "", told), "a ping that never fits")
+    for tool, target in (("probe", ["unix:@nobody-is-there"]), ("echo", ["--listen", "unix:@nobody-is-there"])):
+        told = f"vigil-{tool}: --keepalive-only is for TCP, a Unix address has no keepalive (see vigil-{tool} --help)\n"
+        equal(run(tool, *target, "--heartbeat-timeout", "20s", "--keepalive-only"), (USAGE, "", told), f"{tool}, Unix address")
 
 
 @test

@@ -94,12 +94,15 @@ void ConnectionOptions::add_heartbeat() {
   options_.insert(options_.end(), heartbeat_options_.begin(), heartbeat_options_.end());
 }
 
-std::optional<int> ConnectionOptions::settle() {
+std::optional<int> ConnectionOptions::settle(const Address& address) {
   if (const auto status = settle_rates()) return status;
-  return settle_heartbeat();
+  return settle_heartbeat(address);
 }
 
-std::optional<int> ConnectionOptions::settle_heartbeat() {
+std::optional<int> ConnectionOptions::settle_heartbeat(const Address& address) {
+  if (heartbeat_.keepalive_only && !address.is_ip()) {
+    return command_line_.refuse("--keepalive-only is for TCP, a Unix address has no keepalive");
+  }
   if (budget_option_->count() > 0) heartbeat_.budget = heartbeat_budget_;
   if (interval_option_->count() > 0) heartbeat_.interval = heartbeat_interval_;
   if (ping_option_->count() > 0) {

@@ -4,7 +4,7 @@
 //
 //   ConnectionOptions common(command_line, timeouts, heartbeat);
 //   if (const auto status = command_line.parse(argc, argv)) return *status;
-//   if (const auto status = common.settle()) return *status;
+//   if (const auto status = common.settle(address)) return *status;
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "command_line.hpp"
+#include "vigil/address.hpp"
 #include "vigil/heartbeat_options.hpp"
 #include "vigil/timeouts.hpp"
 
@@ -22,8 +23,9 @@ class ConnectionOptions {
  public:
   ConnectionOptions(CommandLine& command_line, Timeouts& timeouts, HeartbeatOptions& heartbeat);
 
-  /// After parse(): fills in the rates and the heartbeat. Nothing if the program is to go on, else its exit status.
-  [[nodiscard]] std::optional<int> settle();
+  /// After parse(): fills in the rates and the heartbeat, for connections of this address. Nothing if the program is to go on,
+  /// else its exit status.
+  [[nodiscard]] std::optional<int> settle(const Address& address);
 
   /// Whether any of them was given.
   [[nodiscard]] bool given() const;
@@ -31,7 +33,7 @@ class ConnectionOptions {
  private:
   void add_heartbeat();
   [[nodiscard]] std::optional<int> settle_rates();
-  [[nodiscard]] std::optional<int> settle_heartbeat();
+  [[nodiscard]] std::optional<int> settle_heartbeat(const Address& address);
 
   CommandLine& command_line_;
   Timeouts& timeouts_;

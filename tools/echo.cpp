@@ -142,7 +142,7 @@ int main(int argc, char** argv) {
                       "Before more waits: close the connection, or pause reading (close)");
   ConnectionOptions common(command_line, listener.timeouts, listener.heartbeat);
   if (const auto status = command_line.parse(argc, argv)) return *status;
-  if (const auto status = common.settle()) return *status;
+  if (const auto status = common.settle(settings.address)) return *status;
   if (settings.echo.flood && (message_bytes > 0 || settings.echo.reply_delay > Duration::zero())) {
     return command_line.refuse("--flood sends no replies: it does not go with --reply-per-message or --reply-delay");
   }

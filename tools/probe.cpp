@@ -217,7 +217,7 @@ int main(int argc, char** argv) {
   command_line.number("--read-rate", "BYTES", settings.read_rate, 1, 1'000'000'000'000, "Read at most this many bytes a second");
   ConnectionOptions common(command_line, connector.timeouts, connector.heartbeat);
   if (const auto status = command_line.parse(argc, argv)) return *status;
-  if (const auto status = common.settle()) return *status;
+  if (const auto status = common.settle(settings.target)) return *status;
   if (settings.flood && settings.finish) return command_line.refuse("--finish ends what --flood would send: give one of them");
 
   if (*from) {
