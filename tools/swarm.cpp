@@ -283,8 +283,6 @@ void Swarm::judge_world() {
     site.door = nullptr;
     site.own_door.reset();
   }
-  for (const SwarmSite& site : sites_)
-    if (site.reactor != nullptr) world.wake(*site.reactor);
   const Instant end = now() + 1s;
   while (now() < end && world.step()) step_over();
   if (server_ != nullptr) judge_server();

@@ -296,12 +296,11 @@ class World {
   /// Turned by the world from now on, on the host that was entered when it was attached, until it ends or is detached. A Server's
   /// workers need no attaching; what its own run() turns, and stop and signals with it, is Server::control(): attach that, or
   /// call run().
+  /// A reactor that is called while it sleeps (by a task, a peer's callback, run_until's `done`, between two steps) is turned at
+  /// that very instant. So are a server's workers, but for `done` and between steps: mail reaches them then, as on threads.
   void attach(Reactor& reactor);
   /// Also from inside its own turn.
   void detach(Reactor& reactor);
-  /// For step(): the reactor was called from outside its callbacks since, and is not to sleep over it. run_until() and tasks
-  /// given to at() see to that themselves.
-  void wake(Reactor& reactor);
   /// Sockets are made on this host from now on.
   void enter(Host& host);
 

@@ -78,7 +78,7 @@ void ScriptedPeer::look() {
     looks_again_ = false;
     if (end_ != nullptr && !was_told_connected_ && end_->was_established()) {
       was_told_connected_ = true;
-      if (on_connected) on_connected(*this);
+      call(on_connected);
     }
     push();
     if (is_reading_) pull();
@@ -86,6 +86,12 @@ void ScriptedPeer::look() {
       told_error(end_->take_error());
   } while (looks_again_);
   is_looking_ = false;
+}
+
+void ScriptedPeer::call(Callback<void(Peer&)>& callback) {
+  if (!callback) return;
+  ++host_.universe.script_calls;
+  callback(*this);
 }
 
 void ScriptedPeer::push() {
@@ -125,12 +131,13 @@ void ScriptedPeer::pull() {
     if (size == 0) {
       if (saw_end_ || error_ != 0) return;
       saw_end_ = true;
-      if (on_finished) on_finished(*this);
+      call(on_finished);
       return;
     }
     const std::string_view bytes(buffer.data(), static_cast<std::size_t>(size));
     received_bytes_ += bytes.size();
     if (on_receive) {
+      ++host_.universe.script_calls;
       on_receive(*this, bytes);
     } else {
       received_.append(bytes);
@@ -142,7 +149,7 @@ void ScriptedPeer::told_error(int error) {
   if (error_ != 0 || error == 0) return;
   error_ = error;
   waiting_.clear();
-  if (on_error) on_error(*this);
+  call(on_error);
 }
 
 void ScriptedPeer::let_go() {

@@ -45,6 +45,7 @@ class ScriptedPeer final : public Peer, public TcpOwner {
   void vanish();
 
  private:
+  void call(Callback<void(Peer&)>& callback);
   void push();
   void pull();
   void told_error(int error);

@@ -33,6 +33,7 @@ struct SimulatedHost::PeerListener final : TcpOwner, std::enable_shared_from_thi
       ScriptedPeer& peer = host.network.make_peer(host);
       host.peers_.push_back(&peer);
       peer.take(end);
+      ++host.universe.script_calls;
       on_accept(peer);
       peer.look();
     }

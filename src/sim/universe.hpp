@@ -89,6 +89,7 @@ struct Universe {
   std::array<double, fault_count> chances{};
   std::array<std::uint64_t, fault_count> counts{};
   std::uint64_t digest = 0x243F6A8885A308D3U;
+  std::uint64_t script_calls = 0;  // tasks of scripts and callbacks of peers: any may have spoken to a reactor that sleeps
   Callback<void(std::string_view)> trace;
 };
 

@@ -31,7 +31,7 @@ World::~World() = default;
 Instant World::now() const { return state_->universe.now; }
 
 void World::run_until(Instant until) {
-  state_->kernel.wake_all();  // whoever was spoken to since
+  ++state_->universe.script_calls;  // of whoever called since
   while (state_->kernel.step(until)) {
   }
   if (until != never_due && until > now()) state_->kernel.pass_time(until);
@@ -39,7 +39,7 @@ void World::run_until(Instant until) {
 
 bool World::run_until(Callback<bool()> done, Duration at_most) {
   const Instant end = now() + at_most;
-  state_->kernel.wake_all();
+  ++state_->universe.script_calls;
   while (!done()) {
     if (state_->kernel.step(end)) continue;
     if (end > now()) state_->kernel.pass_time(end);
@@ -55,10 +55,12 @@ void World::spend(Duration duration) { state_->kernel.spend(duration); }
 Duration World::delays() const { return state_->kernel.delays; }
 
 void World::attach(Reactor& reactor) {
-  state_->kernel.attach(reactor, [link = ReactorCore::of(reactor).link] { return link->core != nullptr; });
+  const auto& link = ReactorCore::of(reactor).link;
+  state_->kernel.attach(
+      reactor, [link] { return link->core != nullptr; },
+      [link] { return link->core != nullptr && link->core->attends(ReactorCore::work_waits | ReactorCore::wheel_changed); });
 }
 void World::detach(Reactor& reactor) { state_->kernel.detach(reactor); }
-void World::wake(Reactor& reactor) { state_->kernel.wake(reactor); }
 void World::enter(Host& host) { state_->kernel.host = static_cast<SimulatedHost*>(&host); }
 void World::raise(int signal_number) { state_->kernel.raise(signal_number); }
 

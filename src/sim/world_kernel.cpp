@@ -15,10 +15,11 @@ WorldKernel::~WorldKernel() { sys::install(before_); }
 
 // Who is turned ---------------------------------------------------------------------------------------------------------------
 
-void WorldKernel::attach(Reactor& reactor, Callback<bool()> lives) {
+void WorldKernel::attach(Reactor& reactor, Callback<bool()> lives, Callback<bool()> is_called) {
   runners_.push_back(std::make_unique<Runner>());
   runners_.back()->reactor = &reactor;
   runners_.back()->lives = std::move(lives);
+  runners_.back()->is_called = std::move(is_called);
   runners_.back()->host = host;
 }
 
@@ -31,15 +32,6 @@ void WorldKernel::detach(Reactor& reactor) {
 /// Reactors that ended while they were attached.
 void WorldKernel::forget_the_dead() {
   std::erase_if(runners_, [](const auto& runner) { return runner->reactor != nullptr && !runner->in_turn && !runner->lives(); });
-}
-
-void WorldKernel::wake(Reactor& reactor) {
-  for (const auto& runner : runners_)
-    if (runner->reactor == &reactor) runner->sleeps = false;
-}
-
-void WorldKernel::wake_all() {
-  for (const auto& runner : runners_) runner->sleeps = false;
 }
 
 int WorldKernel::start_worker(const sys::Worker& worker, sys::WorkerHandle& started) {
@@ -76,14 +68,21 @@ bool WorldKernel::has_something_ready(const Runner& runner) const {
   return epoll->registrations->has_something([this](int number) { return find(number)->state(); });
 }
 
-bool WorldKernel::is_runnable(const Runner& runner) const {
+/// From outside its turns: on a thread of its own it could not have slept meanwhile. A reactor knows whether something was asked
+/// of it; of a worker, whose reactor is its own affair, that is assumed after each call of a script.
+bool WorldKernel::was_called(Runner& runner) const {
+  return runner.reactor != nullptr ? runner.is_called() : runner.script_calls != universe_.script_calls;
+}
+
+bool WorldKernel::is_runnable(Runner& runner) const {
   if (runner.over || runner.in_turn || runner.host->is_hung) return false;
-  return !runner.sleeps || universe_.now >= runner.wakes_at || has_something_ready(runner);
+  return !runner.sleeps || universe_.now >= runner.wakes_at || was_called(runner) || has_something_ready(runner);
 }
 
 void WorldKernel::turn(Runner& runner) {
   runner.in_turn = true;
   runner.has_waited = false;
+  if (was_called(runner)) runner.sleeps = false;
   Runner* const before = std::exchange(turning_, &runner);
   SimulatedHost* const host_before = std::exchange(host, runner.host);
   const bool goes_on =
@@ -103,8 +102,8 @@ bool WorldKernel::step(Instant limit) {
   }
   if (universe_.now > limit) return false;  // a reactor that always has something to do is not to take longer than was asked for
   if (turning_ == nullptr && script_.next() <= universe_.now) {
+    ++universe_.script_calls;
     script_.take()();
-    wake_all();  // it may have spoken to a reactor that sleeps
     return true;
   }
   forget_the_dead();
@@ -131,7 +130,7 @@ void WorldKernel::pass_time(Instant until) {
   Instant late_from = until;
   for (const auto& runner : runners_) {
     if (runner->over || runner->in_turn) continue;
-    const bool should_run = !runner->sleeps || has_something_ready(*runner);  // and can't: its host hangs
+    const bool should_run = !runner->sleeps || was_called(*runner) || has_something_ready(*runner);  // and can't: its host hangs
     late_from = std::min(late_from, should_run ? universe_.now : runner->asked_until);
   }
   delays += until - std::max(late_from, universe_.now);
@@ -195,7 +194,14 @@ int WorldKernel::epoll_wait(int number, epoll_event* events, int capacity, Durat
     return told("epoll_wait", number, wait_in_turn(*turning_, *epoll, events, capacity, timeout));
   if (is_interrupted(*epoll)) return told("epoll_wait", number, -EINTR);
   const Instant began = universe_.now;
-  int count = wait(timeout, [&] { return take_events(*epoll, events, capacity); });
+  // Who waits by itself is woken by a script that may have spoken to it.
+  constexpr int woken = -1;
+  const std::uint64_t calls = universe_.script_calls;
+  int count = wait(timeout, [&] {
+    const int ready = take_events(*epoll, events, capacity);
+    return ready == 0 && calls != universe_.script_calls ? woken : ready;
+  });
+  if (count == woken) return told("epoll_wait", number, 0);
   if (universe_.now > began) oversleep();
   if (count == 0) count = take_events(*epoll, events, capacity);
   return told("epoll_wait", number, count);
@@ -210,6 +216,7 @@ void WorldKernel::oversleep() {
 int WorldKernel::wait_in_turn(Runner& runner, Descriptor& epoll, epoll_event* events, int capacity, Duration timeout) {
   runner.has_waited = true;
   runner.epoll = epoll.number;
+  runner.script_calls = universe_.script_calls;
   const Instant end = end_of(timeout);  // as it was asked, before anything made it late
   if (is_interrupted(epoll)) {
     runner.sleeps = false;

@@ -38,11 +38,9 @@ class WorldKernel final : public sys::Kernel {
   void spend(Duration duration);
   /// What a script does at an instant, as opposed to what the network does: never while somebody is in a turn.
   void script(Instant at, Task task) { script_.add(at, std::move(task)); }
-  /// `lives` answers whether the reactor is still there.
-  void attach(Reactor& reactor, Callback<bool()> lives);
+  /// `lives` answers whether the reactor is still there, `is_called` whether its next turn is to do what was asked of it.
+  void attach(Reactor& reactor, Callback<bool()> lives, Callback<bool()> is_called);
   void detach(Reactor& reactor);
-  void wake(Reactor& reactor);
-  void wake_all();
   void raise(int signal_number);
   [[nodiscard]] std::uint64_t life(int descriptor) const;
   [[nodiscard]] Truth truth(std::uint64_t life) const;
@@ -128,7 +126,7 @@ class WorldKernel final : public sys::Kernel {
   /// Who is turned by the world: a reactor, or a server's worker.
   struct Runner {
     Reactor* reactor = nullptr;
-    Callback<bool()> lives{};  // of a reactor
+    Callback<bool()> lives{}, is_called{};  // of a reactor
     sys::Worker worker{};
     sys::WorkerHandle handle = 0;
     SimulatedHost* host = nullptr;
@@ -136,8 +134,9 @@ class WorldKernel final : public sys::Kernel {
     bool in_turn = false, over = false;
     bool has_waited = false;  // in this turn: a second wait would be a callback's own, which sleeps like any other
     bool sleeps = false;
-    Instant asked_until{};  // when its wait was to end,
-    Instant wakes_at{};     // and when it does
+    Instant asked_until{};           // when its wait was to end,
+    Instant wakes_at{};              // and when it does
+    std::uint64_t script_calls = 0;  // so many there had been when it began
   };
   struct Life {
     int descriptor;  // -1: over
@@ -147,8 +146,9 @@ class WorldKernel final : public sys::Kernel {
 
   // Time.
   void forget_the_dead();
-  [[nodiscard]] bool is_runnable(const Runner& runner) const;
+  [[nodiscard]] bool is_runnable(Runner& runner) const;
   [[nodiscard]] bool has_something_ready(const Runner& runner) const;
+  [[nodiscard]] bool was_called(Runner& runner) const;
   void turn(Runner& runner);
   [[nodiscard]] Instant end_of(Duration timeout) const;
   template <class Take>
