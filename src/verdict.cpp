@@ -58,14 +58,14 @@ std::optional<Verdict> judge(const Evidence& evidence, Duration interval, Durati
   const bool goes_on = evidence.acknowledged_in_silence && evidence.last_acknowledgement <= lately && evidence.retransmits == 0;
   if (evidence.unacknowledged_segments > 0) return goes_on && !healing ? std::optional(Verdict::hung) : std::nullopt;
   if (evidence.not_transmitted_bytes > 0) {
-    if (evidence.window_bytes.value_or(1) > 0) {
+    if (evidence.window_bytes.value_or(0) > 0) {
       const bool stuck = evidence.without_progress >= std::max<Duration>(milliseconds(400), two_timeouts);
       return stuck ? std::optional(Verdict::unreachable) : std::nullopt;
     }
+    if (evidence.probes >= proof) return Verdict::unreachable;
     // Probes back off: the last answer may be old.
-    const bool answered = evidence.last_acknowledgement + kernel_tick <= evidence.silence;
-    if (evidence.probes == 0) return answered ? std::optional(Verdict::not_reading) : std::nullopt;
-    return evidence.probes >= proof ? std::optional(Verdict::unreachable) : std::nullopt;
+    const bool answered = evidence.probes == 0 && evidence.last_acknowledgement + kernel_tick <= evidence.silence;
+    return answered && evidence.window_bytes ? std::optional(Verdict::not_reading) : std::nullopt;
   }
   const bool answers = evidence.last_acknowledgement <= interval + lately;
   if (!evidence.acknowledged_in_silence || !answers || healing) return std::nullopt;

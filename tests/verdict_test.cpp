@@ -133,10 +133,13 @@ TEST_CASE("a closed window: answered probes say that it does not read, two unans
   CHECK(judged(backed_off) == "not_reading");
 }
 
-TEST_CASE("where the window is not known it counts as open") {
-  Evidence evidence = held_back(0, 0);
-  evidence.window_bytes.reset();
-  CHECK(judged(evidence) == "unreachable");
+TEST_CASE("where the window is not known, nobody is blamed for it: only probes that nobody answered decide") {
+  for (const std::uint32_t unanswered : {0U, 1U, 2U}) {
+    CAPTURE(unanswered);
+    Evidence evidence = held_back(0, unanswered);
+    evidence.window_bytes.reset();
+    CHECK(judged(evidence) == (unanswered == 2 ? "unreachable" : "undecided"));
+  }
 }
 
 TEST_CASE("a round trip above half the budget is congestion, which decides nothing") {

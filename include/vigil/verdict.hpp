@@ -58,12 +58,13 @@ struct Evidence {
 /// In this order (each rule from measurements on Linux, where a healthy path had to stay undecided):
 /// - none, or a round trip above half the budget (congestion: a healthy peer was silent for 7.5 s behind bulk): undecided
 /// - bytes in flight: two retransmissions unanswered are `unreachable`; without any, where what was sent in this silence has been
-///   acknowledged within the last max(250 ms, two retransmission timeouts), `hung`: we go on sending, and its kernel
-///   acknowledges; else undecided
+///   acknowledged within the last max(250 ms, two retransmission timeouts), and not two retransmissions in this silence before
+///   that, `hung`: we go on sending, and its kernel acknowledges; else undecided
 /// - bytes not even transmitted: with an open window and no progress for max(400 ms, two retransmission timeouts) our own side
 ///   can't send: `unreachable`. With a closed window: two probes unanswered `unreachable`; none, and one answered in this
 ///   silence (10 ms in, as the last byte may have brought an acknowledgement, and kernels count in ticks), `not_reading`; one
-///   unanswered happens on healthy paths: undecided
+///   unanswered happens on healthy paths: undecided. Where the window is not known, two probes unanswered decide, and nothing
+///   else
 /// - all acknowledged, and the last one came within interval + max(250 ms, two retransmission timeouts): `hung`; but after two
 ///   retransmissions in this silence the path has just healed, and the peer's own back-off may keep its answer: undecided
 /// - anything else: undecided
