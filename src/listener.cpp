@@ -332,7 +332,7 @@ struct ListenerLife {
     ListenerSource& listener = of(source);
     const ListenerBase::Setup setup = std::exchange(listener.setup, {});
     ConnectionPolicy::release(std::exchange(listener.policy, nullptr));
-    listener.options.heartbeat = {};  // slots are never destroyed, and its ping may own memory
+    listener.options.heartbeat.ping.reset();  // slots are never destroyed, and it may own memory
     core.give_back(slab(core), source);
   }
 
