@@ -104,7 +104,8 @@ void ConnectionLife::hear_while_held(ReactorCore& core, Connection& connection, 
   // A queue that can never fall again must not hold reading for ever.
   if ((error || (seen & (POLLERR | POLLHUP)) != 0) && connection.has(Connection::backlogged))
     release_reading(core, connection, Connection::backlogged);
-  if (connection.has(Connection::gone_told) || !connection.has(held)) return;
+  // Behind a hold for the backlog alone nobody paused: a peer that has finished still reads, and then its end is read, too.
+  if (connection.has(Connection::gone_told) || !connection.has(Connection::paused)) return;
   connection.set(Connection::gone_told);
   const HandlerThunks& handler = *connection.policy_->handler;
   if (handler.on_peer_gone_while_paused != nullptr) handler.on_peer_gone_while_paused(handler_of(connection), connection);

@@ -762,6 +762,14 @@ TEST_CASE("the peer's end behind a backlog is told after what stands before it, 
   scene.kernel.peer_finishes(scene.peer);
   check_rests(scene);
   REQUIRE_FALSE(scene.is_over());
+  CHECK(scene.gone == 0);  // nobody has paused: it may have finished and read on
+  SUBCASE("who pauses meanwhile is told at once that it has gone") {
+    scene.pause();
+    CHECK(scene.gone == 1);
+    scene.resume();
+    CHECK(scene.received().size() == 1200);
+  }
+  SUBCASE("who does not is not told") {}
   scene.kernel.peer_reads_all(scene.peer);
   scene.settle();
   CHECK(scene.kernel.sent(scene.peer) == std::string(1200, 'a') + std::string(600, 'b'));

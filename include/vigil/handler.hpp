@@ -9,8 +9,9 @@
 // - `void on_open(vigil::Connection&)`: the connection is established
 // - `void on_send_drained(vigil::Connection&)`: the queue fell to the low mark after having passed the high one
 // - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes
-// - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused; comes once.
-//   The end itself is told after what the kernel still holds: resume_reading(), or close() to end without it
+// - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused by
+//   pause_reading(), not while a backlog alone holds it (then its end is read when the queue has fallen); comes once. The end
+//   itself is told after what the kernel still holds: resume_reading(), or close() to end without it
 // - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer. What is sent here is the probe;
 //   any byte that comes back ends the silence. It is called only where the heartbeat's options give a budget and no ping, and
 //   only into a silence: first half an interval to a whole one after the last sign of life, then an interval apart, but not while
