@@ -185,9 +185,9 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
 
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
-  if (connection.has(Connection::just_given | Connection::probed)) core.read_clock();  // callbacks have run since it was read
+  if (connection.has(Connection::just_given | Connection::probe_waits)) core.read_clock();  // callbacks have run since it was read
   if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
-  if (connection.has(Connection::probed)) connection.policy_->heartbeat->handed_over(core, connection);
+  if (connection.has(Connection::probe_waits)) connection.policy_->heartbeat->handed_over(core, connection);
   write_out(core, connection);
 }
 
@@ -371,7 +371,7 @@ void ConnectionLife::send_queued(ReactorCore& core, Connection& connection) {
     if (taken < wanted) return stall(core, connection);
   }
   connection.clear(Connection::has_queue);
-  if (connection.has(Connection::probed)) connection.policy_->heartbeat->handed_over(core, connection);
+  if (connection.has(Connection::probe_waits)) connection.policy_->heartbeat->handed_over(core, connection);
 }
 
 /// Hands the kernel what is queued, and then whatever follows from there being nothing left.

@@ -36,7 +36,7 @@ struct HeartbeatThunks {
   void (*look)(ReactorCore& core, Connection& connection);                                         // a probe may be due
   void (*expire)(ReactorCore& core, Connection& connection);                                       // the budget has ended
   bool (*explains)(ReactorCore& core, Connection& connection, int error, std::uint8_t operation);  // and has ended it
-  void (*handed_over)(ReactorCore& core, Connection& connection);  // with Connection::probed: what waits leaves now, or has left
+  void (*handed_over)(ReactorCore& core, Connection& connection);  // with Connection::probe_waits: it leaves now, or has left
   void (*answered)(ReactorCore& core, Connection& connection);     // with Connection::probed: a byte was received
   void (*tell)(const Connection& connection, CloseRecord& record);
 };
@@ -250,7 +250,12 @@ struct ConnectionLife {
   [[nodiscard]] static Instant last_received(const Connection& connection) { return connection.last_received_; }
   static void flush_later(ReactorCore& core, Connection& connection) { core.flush_later(connection); }
   static void expect_answer(Connection& connection) { connection.set(Connection::probed); }
-  static void expect_no_answer(Connection& connection) { connection.clear(Connection::probed); }
+  static void expect_no_answer(Connection& connection) { connection.clear(Connection::probed | Connection::probe_waits); }
+  [[nodiscard]] static bool probe_waits(const Connection& connection) { return connection.has(Connection::probe_waits); }
+  static void probe_waits_in_queue(Connection& connection) {
+    connection.clear(Connection::probe_waits);
+    if (connection.backlog_bytes() != 0) connection.set(Connection::probe_waits);
+  }
   [[nodiscard]] static bool holds_reading(const Connection& connection) { return connection.has(held); }
   [[nodiscard]] static bool expects_life(const Connection& connection) {
     constexpr unsigned ended = Connection::closing | Connection::peer_finished | Connection::finish_wanted;

@@ -45,8 +45,7 @@ struct Heartbeat {
   int unread = 0;                  // while reading is held, at the last look since the last byte received
   bool is_asked = false;           // there was one
   Verdict verdict = Verdict::unknown;
-  bool leaves = false;        // the first probe waits for the turn to hand it to the kernel
-  bool is_held_back = false;  // or for the kernel to take all of it
+  bool leaves = false;  // the first probe waits for the turn to hand it to the kernel (later on perhaps for room there)
 };
 
 // What a heartbeat costs an idle connection: with the pointer to it, and 16 bytes that an allocator may add.
@@ -116,7 +115,7 @@ struct HeartbeatLife {
     }
     heartbeat.next_probe = first_probe_after(connection, heartbeat.silence);
     heartbeat.decides_at = never_due;
-    heartbeat.leaves = heartbeat.is_held_back = false;
+    heartbeat.leaves = false;
   }
 
   /// Not once the peer's stream has ended, or ours is being ended: other deadlines see to that.
@@ -317,7 +316,8 @@ struct HeartbeatLife {
       heartbeat.asked_to = given(connection) + (given(connection) == given_before ? 1 : 0);
     heartbeat.next_probe = core.read_clock() + plan_of(connection).interval;
     if (!is_first) return;
-    heartbeat.leaves = heartbeat.is_held_back = connection.backlog_bytes() != 0;
+    ConnectionLife::probe_waits_in_queue(connection);
+    heartbeat.leaves = ConnectionLife::probe_waits(connection);
     if (heartbeat.leaves) return ConnectionLife::flush_later(core, connection);
     peer_is_asked(core, connection);  // the callback may have taken long
   }
@@ -341,9 +341,9 @@ struct HeartbeatLife {
   /// have taken long, and only now the peer is asked.
   static void handed_over(ReactorCore& core, Connection& connection) {
     Heartbeat& heartbeat = of(connection);
-    if (!runs(connection) || !heartbeat.is_held_back || heartbeat.decides_at == never_due) return;
+    if (!runs(connection) || heartbeat.decides_at == never_due) return;
     heartbeat.leaves = false;
-    heartbeat.is_held_back = connection.backlog_bytes() != 0;
+    ConnectionLife::probe_waits_in_queue(connection);
     peer_is_asked(core, connection);
   }
 
@@ -360,7 +360,7 @@ struct HeartbeatLife {
       heartbeat.decides_at = heartbeat.next_probe = never_due;
       return ConnectionLife::rearm(core, connection);
     }
-    if (heartbeat.is_held_back) {  // a loop that was late has not heard yet that there is room
+    if (ConnectionLife::probe_waits(connection)) {  // a loop that was late has not heard yet that there is room
       if (!ConnectionLife::write_again(core, connection)) return;
       if (!runs(connection) || core.now < heartbeat.decides_at) return ConnectionLife::rearm(core, connection);
     }

@@ -452,16 +452,28 @@ TEST_CASE("with reading paused, bytes of a Unix peer that wait unread are life o
 }
 
 TEST_CASE("with reading paused, what a Unix peer says before the first look is life, and the budget counts from it") {
-  UnixScene scene;
-  REQUIRE(scene.connection().pause_reading());
-  scene.world.run_for(1200ms);  // the first look comes after 1.25 s at the earliest
-  scene.world.kernel.peer_sends(scene.peer, "the last word");
-  scene.world.run_for(1min);
-  REQUIRE(scene.world.story.records.size() == 1);
-  const CloseRecord& record = scene.world.story.record(scene.peer);
-  CHECK(record.reason == CloseReason::heartbeat_lost);
-  CHECK(record.age >= 1200ms + 10s);
-  CHECK(record.age <= 20s);
+  for (const bool was_held : {false, true}) {
+    CAPTURE(was_held);
+    UnixScene scene;
+    REQUIRE(scene.connection().pause_reading());
+    Duration began{};
+    if (was_held) {  // and a look has counted what was read since
+      scene.world.kernel.peer_sends(scene.peer, "a longer word");
+      scene.world.run_for(3s);
+      REQUIRE(scene.connection().resume_reading());
+      scene.world.settle();
+      REQUIRE(scene.connection().pause_reading());
+      began = 3s;
+    }
+    scene.world.run_for(1200ms);  // the first look comes after 1.25 s at the earliest
+    scene.world.kernel.peer_sends(scene.peer, "the last");
+    scene.world.run_for(1min);
+    REQUIRE(scene.world.story.records.size() == 1);
+    const CloseRecord& record = scene.world.story.record(scene.peer);
+    CHECK(record.reason == CloseReason::heartbeat_lost);
+    CHECK(record.age >= began + 1200ms + 10s);
+    CHECK(record.age <= began + 20s);
+  }
 }
 
 TEST_CASE("with reading paused, a Unix peer that may have filled our buffer is not lost before we read") {
@@ -598,22 +610,26 @@ TEST_CASE("callbacks that hold the loop before a probe leaves take nothing from 
     void on_ping_due(Connection& peer) {
       if (size > 100) world->spend(1s);  // a large piece leaves at once
       peer.send(bytes_of(std::string(size, 'p')));
-      if (size <= 100) world->spend(1s);  // a small one when the turn comes to it
+      if (pauses)
+        CHECK((peer.pause_reading() && peer.resume_reading()));  // an answer that waits says nothing, but the probe does
+      if (size <= 100) world->spend(1s);                         // a small one when the turn comes to it
     }
     void on_close(Connection&, const CloseRecord&) { ++*ended; }
     World* world;
     int* ended;
     std::size_t size;
+    bool pauses;
   };
-  for (const std::size_t size : {4U, 10'000U}) {
+  for (const auto& [size, pauses] : {std::pair<std::size_t, bool>(4, false), {4, true}, {10'000, false}}) {
     CAPTURE(size);
+    CAPTURE(pauses);
     World world;
     int ended = 0, pings = 0;
     Reactor reactor;
     ListenerOptions options;
     // No evidence that could save it, and less time than the callback takes.
     options.heartbeat = {.budget = 300ms, .interval = 100ms, .wants_verdict = false};
-    Listener<Slow> listener(reactor, options, [&](Connection&) { return Slow{&world, &ended, size}; });
+    Listener<Slow> listener(reactor, options, [&](Connection&) { return Slow{&world, &ended, size, pauses}; });
     REQUIRE(listener.listen("10.0.0.1:7000"));
     world.attach(reactor);
     Peer& peer = world.host("10.0.0.2").connect("10.0.0.1:7000");

@@ -143,6 +143,7 @@ class Connection final : private Source {
     awaits_message = 1 << 21,   // between two messages: the next byte begins one
     just_given = 1 << 23,       // the first outstanding bytes may still be on their way to the kernel
     probed = 1 << 24,           // what is received next answers a heartbeat, and the heartbeat wants to know when
+    probe_waits = 1 << 25,      // its first probe has not left whole, and the heartbeat wants to know when it does
     is_established = 1U << 31,  // stage_ is open: asked together with the others by what is hot, and a sign is asked cheapest
   };
 
