@@ -1,4 +1,7 @@
 // Deadlines of a connection: which comes first, where the one node stands, what is asked before one is judged.
+//
+// A byte received moves no timer: its instant is stored, the node stays where it was, and when the wheel hands it out due()
+// computes the earliest deadline anew. Only what makes a deadline come earlier than the node calls rearm().
 #include <algorithm>
 #include <utility>
 
@@ -240,7 +243,8 @@ void ConnectionLife::due(ReactorCore& core, Source& source) noexcept {
   }
   // What has become due meanwhile, or is found due only now, is judged in the next turn, when the kernel has been asked.
   const Instant at = earliest_deadline(connection).at;
-  if (at <= core.now && (at > asked || !asks || core.now != looked)) return core.arm(connection, at);
+  const bool found_due_after_asking = at > asked || !asks || core.now != looked;
+  if (at <= core.now && found_due_after_asking) return core.arm(connection, at);
   deadline = earliest_deadline(connection);
   if (deadline.at > core.now) {
     if (connection.side_ != nullptr) connection.side_->judging = {};

@@ -185,7 +185,8 @@ void ConnectionLife::ready(ReactorCore& core, Source& source, Readiness readines
 
 void ConnectionLife::flush(ReactorCore& core, Source& source) noexcept {
   auto& connection = static_cast<Connection&>(source);
-  if (connection.has(Connection::just_given | Connection::probe_waits)) core.read_clock();  // callbacks have run since it was read
+  // Callbacks have run since the clock was read.
+  if (connection.has(Connection::just_given | Connection::probe_waits)) core.read_clock();
   if (connection.has(Connection::just_given)) send_clock_begins_now(core, connection);
   if (connection.has(Connection::probe_waits)) connection.policy_->heartbeat->handed_over(core, connection);
   write_out(core, connection);

@@ -8,7 +8,8 @@
 // - `void on_close(vigil::Connection&, const vigil::CloseRecord&)`: mandatory. The life is over; comes exactly once
 // - `void on_open(vigil::Connection&)`: the connection is established
 // - `void on_send_drained(vigil::Connection&)`: the queue fell to the low mark after having passed the high one
-// - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes
+// - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes.
+//   With it, it may go on sending: from then on `send` is the only deadline until the queue is empty, and `drain` after that
 // - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused by
 //   pause_reading(), not while a backlog alone holds it (then its end is read when the queue has fallen); comes once. The end
 //   itself is told after what the kernel still holds: resume_reading(), or close() to end without it

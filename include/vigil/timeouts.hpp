@@ -116,7 +116,8 @@ enum class Deadline : std::uint8_t {
                ///< is received is one message, begun at open
   receive_rate,  ///< a Rate of bytes received, while a message has begun
   send,       ///< while bytes of ours are outstanding: from the last one acknowledged until the next. Sampled within every eighth
-              ///< of the timeout: never early, at most an eighth (or a tick, if that is more) and a tick late
+              ///< of the timeout: never early, at most an eighth (or a tick, if that is more) and a tick late. While a close
+              ///< flushes what is queued, also the one that answers the peer's end, `never` counts as `drain`: every close ends
   send_rate,  ///< a Rate of bytes acknowledged, while some are outstanding. A window in which all was acknowledged that was
               ///< outstanding at its beginning is not too slow, however few bytes that were. Sampled as `send`
   drain,      ///< of a graceful close: from our end until the peer's
