@@ -56,7 +56,20 @@ CASES = [
     ("an on_shed of a shard that can't be called", "void on_shed(const vigil::CloseRecord&)", "void on_shed(int)", "on_shed must be callable"),
     ("a make_shard that returns no shard", "{ return Shard(); }", "{ return Handler(); }", "must return the shard"),
     ("a make_shard that takes no worker", "[](vigil::Worker&)", "[](vigil::Reactor&)", "Server"),
-    ("a final handler with an on_open that can't be called", "struct Handler {", "struct Handler final { void on_open(int) {}", "on_open must be callable"),
+    *(
+        (f"a final handler with {name}", "struct Handler {", "struct Handler final { " + wrong, "must be callable")
+        for name, wrong in (
+            ("an on_open that can't be called", "void on_open(int) {}"),
+            ("a static on_open that can't be called", "static void on_open(int) {}"),
+            ("an on_open that is no function", "int on_open = 0;"),
+            ("an overloaded on_open that can't be called", "void on_open() {} void on_open(int) {}"),
+            ("an on_open overloaded with too many arguments", "void on_open(vigil::Connection&, int) {} void on_open(int, int, int) {}"),
+            ("a templated on_open that can't be called", "template <class T> void on_open(T*) {}"),
+            ("a templated on_open with one argument too many", "void on_open(auto&, int) {}"),
+            ("an overloaded on_deadline that takes no kind", "vigil::Duration on_deadline(auto&) { return {}; } void on_deadline() {}"),
+        )
+    ),
+    ("a final shard with an overloaded on_accept_paused that can't be called", "struct Shard {", "struct Shard final { void on_accept_paused() {} void on_accept_paused(int) {}", "on_accept_paused must be callable"),
 ]
 
 

@@ -69,6 +69,31 @@ TEST_CASE("a final handler keeps its optional callbacks") {
   static_assert(handler_thunks<Last>.on_send_drained == nullptr);
 }
 
+struct LastOfMany final {
+  void on_open(auto& connection) { told += connection.is_open() ? "open " : "not open "; }
+  void on_peer_finished(Connection& connection) {
+    told += " finished";
+    connection.close();
+  }
+  void on_peer_finished(int) { told += " wrong"; }
+  template <class Any, int = 0>
+  vigil::Duration on_deadline(Any&, vigil::Deadline) {
+    return {};
+  }
+  void on_receive(Connection&, Bytes bytes) { told += bytes.text(); }
+  void on_close(Connection&, const CloseRecord&) { told += " closed"; }
+};
+
+TEST_CASE("a final handler keeps its optional callbacks, templated and overloaded as they may be") {
+  told.clear();
+  serve_one<LastOfMany>();
+  CHECK(told == "open hello finished closed");
+  const vigil::HandlerThunks thunks = handler_thunks<LastOfMany>;
+  CHECK(bool(thunks.on_deadline));
+  static_assert(handler_thunks<LastOfMany>.on_send_drained == nullptr);
+  static_assert(handler_thunks<LastOfMany>.on_ping_due == nullptr);
+}
+
 struct Overloaded {
   void on_open(Connection&) { told += "open "; }
   void on_open(int) { told += "wrong "; }

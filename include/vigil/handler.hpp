@@ -23,7 +23,10 @@
 //   now), 0 or less closes. Not asked for connect and drain, nor at the end of a heartbeat's budget, which is no Deadline, nor
 //   once closing. Without it deadlines close
 //
-// A misspelled mandatory callback does not compile, nor does an optional one that exists by name but can't be called as above.
+// A misspelled mandatory callback does not compile, nor does an optional one that exists by name but can't be called as above:
+// plain, overloaded, templated or private. Of a `final` struct the language does not tell as much: there a private optional
+// callback is not noticed, and a wrong one may not be where it is overloaded for the same number of arguments, or a template of
+// anything but one type. One that can be called as above is always called.
 // Callbacks run on the reactor's thread and are noexcept: one that throws terminates the program.
 #pragma once
 
@@ -65,7 +68,7 @@ void not_all_consumed(Connection& connection, Bytes bytes, std::size_t consumed)
 #define VIGIL_PLAIN_CALLBACK(name)                                                                                     \
   template <class Handler>                                                                                             \
   consteval auto name()->void (*)(void*, Connection&) noexcept {                                                       \
-    if constexpr (names_##name<Handler>()) {                                                                           \
+    if constexpr (names_##name<Handler, Connection&>()) {                                                              \
       static_assert(                                                                                                   \
           requires(Handler & handler, Connection & connection) { handler.name(connection); },                          \
           #name " must be callable as void " #name "(vigil::Connection&)");                                            \
@@ -84,7 +87,7 @@ VIGIL_PLAIN_CALLBACK(on_ping_due)
 
 template <class Handler>
 consteval auto on_deadline() -> Duration (*)(void*, Connection&, Deadline) noexcept {
-  if constexpr (names_on_deadline<Handler>()) {
+  if constexpr (names_on_deadline<Handler, Connection&, Deadline>()) {
     static_assert(
         requires(Handler & handler, Connection & connection, Deadline kind) {
           { handler.on_deadline(connection, kind) } -> std::convertible_to<Duration>;

@@ -119,7 +119,7 @@ template <class Events>
 inline constexpr ListenerEventThunks event_thunks = [] {
   using namespace callback_names;
   ListenerEventThunks thunks;
-  if constexpr (names_on_accept_timed_out<Events>()) {
+  if constexpr (names_on_accept_timed_out<Events, Duration>()) {
     static_assert(
         requires(Events & events) { events.on_accept_timed_out(Duration{}); },
         "on_accept_timed_out must be callable as void on_accept_timed_out(vigil::Duration)");
@@ -127,7 +127,7 @@ inline constexpr ListenerEventThunks event_thunks = [] {
       static_cast<Events*>(events)->on_accept_timed_out(after);
     };
   }
-  if constexpr (names_on_accept_paused<Events>()) {
+  if constexpr (names_on_accept_paused<Events, const Error&, Duration>()) {
     static_assert(
         requires(Events & events, const Error& error) { events.on_accept_paused(error, Duration{}); },
         "on_accept_paused must be callable as void on_accept_paused(const vigil::Error&, vigil::Duration)");
@@ -135,7 +135,7 @@ inline constexpr ListenerEventThunks event_thunks = [] {
       static_cast<Events*>(events)->on_accept_paused(error, retry);
     };
   }
-  if constexpr (names_on_accept_resumed<Events>()) {
+  if constexpr (names_on_accept_resumed<Events, Duration>()) {
     static_assert(
         requires(Events & events) { events.on_accept_resumed(Duration{}); },
         "on_accept_resumed must be callable as void on_accept_resumed(vigil::Duration)");
@@ -143,7 +143,7 @@ inline constexpr ListenerEventThunks event_thunks = [] {
       static_cast<Events*>(events)->on_accept_resumed(after);
     };
   }
-  if constexpr (names_on_shed<Events>()) {
+  if constexpr (names_on_shed<Events, const CloseRecord&>()) {
     static_assert(
         requires(Events & events, const CloseRecord& record) { events.on_shed(record); },
         "on_shed must be callable as void on_shed(const vigil::CloseRecord&)");

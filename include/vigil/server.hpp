@@ -146,7 +146,7 @@ namespace server_detail {
 
 template <class Handler, class Shard>
 Handler make_handler(Shard& shard, Connection& connection) {
-  if constexpr (callback_names::names_make_handler<Shard>()) {
+  if constexpr (callback_names::names_make_handler<Shard, Connection&>()) {
     static_assert(
         requires {
           { shard.make_handler(connection) } -> std::same_as<Handler>;
