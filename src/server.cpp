@@ -264,7 +264,8 @@ Result<void> ServerState::start_worker(int cpu) {
 
 Result<void> ServerState::run() {
   if (workers.empty()) return Error{"run", EINVAL, "not started"};
-  if (ReactorCore::of(control).in_turn) return Error{"run", EBUSY};
+  const ReactorCore& core = ReactorCore::of(control);
+  if (core.in_turn || core.running) return Error{"run", EBUSY};  // run() or the control reactor's own
   Result<void> ran;
   while (ran && living > 0) ran = control.turn();
   if (!ran) ask_to_shut_down(Duration::zero());

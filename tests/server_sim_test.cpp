@@ -396,6 +396,23 @@ TEST_CASE("run from inside a callback is refused and changes nothing") {
   CHECK(answer.error() == Error{"run", EBUSY});
 }
 
+TEST_CASE("run from inside a callback of the control reactor's own run is refused and changes nothing") {
+  World world;
+  world.start();
+  const unsigned reactors = world.server->reactors();
+  Result<void> answer;
+  REQUIRE(world.server->control().post([&] {
+    answer = world.server->run();
+    world.server->control().stop();
+  }));
+  REQUIRE(world.server->control().run());
+  CHECK(answer.error() == Error{"run", EBUSY});
+  CHECK(world.server->reactors() == reactors);
+  CHECK(world.server->address());
+  REQUIRE(world.server->shutdown(0ns));
+  world.run();
+}
+
 TEST_CASE("a shutdown counts for the run it was asked in") {
   World world;
   REQUIRE(world.server->shutdown(0ns));  // not started: changes nothing
