@@ -250,6 +250,7 @@ Result<void> Connection::abort() {
   policy_->core->assert_thread();
   if (stage_ == Stage::ended) return {};
   set(reset_wanted);
+  if (has(closing)) cut_short_ = CutShort::reset;  // our own
   ConnectionLife::end(*this, has(closing) ? reason_ : CloseReason::local_close);
   return {};
 }

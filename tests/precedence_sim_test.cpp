@@ -386,8 +386,9 @@ TEST_CASE("our own end stays what it is, whatever stands behind it in the stream
       {"abort() stays before the peer's end", Does::abort, Arrives::end, local_close},
       {"abort() stays before a reset", Does::abort, Arrives::reset, local_close},
       {"abort() stays before the kernel's timeout", Does::abort, Arrives::kernel_timeout, local_close},
-      {"close() stays when abort() follows", Does::close_and_abort, Arrives::nothing, local_close},
-      {"close() stays when abort() follows, before a reset", Does::close_and_abort, Arrives::reset, local_close},
+      {"close() stays, and abort() cuts it short", Does::close_and_abort, Arrives::nothing, local_close, CutShort::reset},
+      {"close() stays, and abort() cuts it short before a reset", Does::close_and_abort, Arrives::reset, local_close,
+       CutShort::reset},
       {"close() stays when a send beyond the bound follows", Does::close_and_overflow, Arrives::end, local_close},
       {"shutdown() stays, and the peer's end completes it", Does::shut_down, Arrives::end, server_stopping},
       {"shutdown() stays, and a reset cuts it short", Does::shut_down, Arrives::reset, server_stopping, CutShort::reset},
@@ -446,7 +447,7 @@ TEST_CASE("our own end stays before a deadline due in the same turn") {
       {"abort() beats a first_byte deadline", Does::abort, Late::first_byte, local_close, none},
       {"abort() beats a receive deadline", Does::abort, Late::receive, local_close, none},
       {"abort() beats a send deadline", Does::abort, Late::send_queued, local_close, none},
-      {"abort() beats a drain deadline", Does::abort, Late::drain_of_close, local_close, none},
+      {"abort() beats a drain deadline", Does::abort, Late::drain_of_close, local_close, CutShort::reset},
       {"shutdown() beats a first_byte deadline", Does::shut_down, Late::first_byte, server_stopping, none},
       {"shutdown() beats a receive deadline", Does::shut_down, Late::receive, server_stopping, none},
       {"shutdown() stays, and a send deadline cuts it short", Does::shut_down, Late::send_queued, server_stopping, timed_out},
@@ -516,6 +517,37 @@ TEST_CASE("what ended a connection stays when our own end follows in the same tu
   }
 }
 
+TEST_CASE("abort() while it flushes behind the peer's end leaves peer_finished, and is told as what cut that short") {
+  Simulation world(with({}));  // without on_peer_finished
+  const int peer = world.accept();
+  world.kernel.will_take(peer, 0);
+  world.story.connection(peer).send(bytes_of(four_bytes));
+  arrive(world.kernel, peer, Arrives::end);
+  world.settle();
+  REQUIRE(world.story.records.empty());
+  CHECK(world.story.connection(peer).abort());
+  world.settle();
+  check_end(world, peer, CloseReason::peer_finished, CutShort::reset);
+}
+
+TEST_CASE("abort() after on_peer_finished is local_close, and behind a close() cuts peer_finished short") {
+  for (const bool closes : {false, true}) {
+    CAPTURE(closes);
+    SimulationOf<LingeringActor> world(with({}));
+    const int peer = world.accept();
+    if (closes) world.kernel.will_take(peer, 0);
+    if (closes) world.story.connection(peer).send(bytes_of(four_bytes));
+    arrive(world.kernel, peer, Arrives::end);
+    world.settle();
+    REQUIRE(world.story.records.empty());
+    if (closes) CHECK(world.story.connection(peer).close());
+    CHECK(world.story.connection(peer).abort());
+    world.settle();
+    check_end(world, peer, closes ? CloseReason::peer_finished : CloseReason::local_close,
+              closes ? CutShort::reset : CutShort::none);
+  }
+}
+
 TEST_CASE("shutdown() after the peer's end was told leaves peer_finished: the stream said so first") {
   SimulationOf<LingeringActor> world(with({.send = timeout}));
   const int peer = world.accept();
@@ -573,7 +605,7 @@ TEST_CASE("server_stopping beats local_close only where the user had not closed"
       {"abort() before shutdown()", Does::abort, Does::shut_down, local_close, CutShort::none},
       {"abort() before shutdown() at once", Does::abort, Does::shut_down_at_once, local_close, CutShort::none},
       {"shutdown() before close()", Does::shut_down, Does::close, server_stopping, CutShort::none},
-      {"shutdown() before abort()", Does::shut_down, Does::abort, server_stopping, CutShort::none},
+      {"shutdown() before abort()", Does::shut_down, Does::abort, server_stopping, CutShort::reset},
       {"shutdown() at once before close()", Does::shut_down_at_once, Does::close, server_stopping, CutShort::none},
       {"shutdown() at once before abort()", Does::shut_down_at_once, Does::abort, server_stopping, CutShort::none},
       {"backlog_full before shutdown()", Does::overflow, Does::shut_down, backlog_full, CutShort::none},

@@ -298,7 +298,7 @@ TEST_CASE("our own end stays what it is, whatever stands behind it in the stream
       {"close(), a reset", Does::close, Deed::sends_and_resets, local_close, CutShort::reset},
       {"abort(), the peer's end", Does::abort, Deed::sends_and_finishes, local_close, CutShort::none},
       {"abort(), a reset", Does::abort, Deed::sends_and_resets, local_close, CutShort::none},
-      {"close(), abort(), a reset", Does::close_and_abort, Deed::sends_and_resets, local_close, CutShort::none},
+      {"close(), abort(), a reset", Does::close_and_abort, Deed::sends_and_resets, local_close, CutShort::reset},
       {"shutdown(), the peer's end", Does::shut_down, Deed::sends_and_finishes, server_stopping, CutShort::none},
       {"shutdown(), a reset", Does::shut_down, Deed::sends_and_resets, server_stopping, CutShort::reset},
       {"shutdown() at once, a reset", Does::shut_down_at_once, Deed::sends_and_resets, server_stopping, CutShort::none},

@@ -67,7 +67,8 @@ enum class Origin : std::uint8_t { local, peer, network, policy };
 /// How far the connection had come.
 enum class Phase : std::uint8_t { connecting, open, draining };
 
-/// What cut a graceful close short, after the reason was settled.
+/// What cut a graceful close short, after the reason was settled: a reset, the peer's (errno ECONNRESET or EPIPE) or our own
+/// abort() (errno 0); or time, be it a deadline's, the kernel's (its errno) or that of a shutdown.
 enum class CutShort : std::uint8_t { none, reset, timed_out };
 
 inline constexpr std::size_t close_reason_count = static_cast<std::size_t>(CloseReason::system_error) + 1;

@@ -58,7 +58,10 @@ class Connection final : private Source {
   /// meanwhile are counted and discarded. The reason is local_close, or peer_finished if the peer's end had been told before.
   Result<void> close();
 
-  /// Ends at once with a reset (RST), also while closing gracefully.
+  /// Ends at once with a reset (RST), also while closing gracefully. The record says local_close: of an open connection, and of
+  /// one whose on_peer_finished was told and that has not been closed since. During a graceful close its reason stays, and
+  /// cut_short is `reset`, without an errno where it is our own; a handler without on_peer_finished closes gracefully from the
+  /// peer's end on, so that an abort() from there on is peer_finished, cut short.
   Result<void> abort();
 
   /// Overrides one timeout for this connection alone; `inherit` returns to the listener's or connector's value. A running
