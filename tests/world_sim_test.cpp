@@ -3,6 +3,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <chrono>
@@ -11,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "sys/sys.hpp"
 #include "vigil/sim.hpp"
@@ -828,6 +830,56 @@ TEST_CASE("a run returns when its time is over, also where a reactor has somethi
   }
   CHECK(busy.turns >= 999);
   world.detach(reactor);
+}
+
+TEST_CASE("a length that leads beyond the end of time is for ever, and takes none where nothing will ever happen") {
+  World world;
+  Reactor reactor;
+  world.attach(reactor);
+  int tasks = 0;
+  const Instant due = world.now() + 1h;
+  world.after(1h, [&] { ++tasks; });
+  world.after(Duration::max(), [&] { ++tasks; });
+  CHECK_FALSE(world.run_until([] { return false; }, Duration::max()));
+  CHECK(tasks == 1);
+  CHECK(world.now() == due);
+  world.after(1h, [&] { ++tasks; });
+  world.run_for(Duration::max());
+  CHECK(tasks == 2);
+  CHECK(world.now() == due + 1h);
+  CHECK(world.run_until([] { return true; }, Duration::max()));
+  world.detach(reactor);
+}
+
+TEST_CASE("a descriptor that can't be watched for want of memory is refused with ENOMEM or ENOSPC, and its truth says so") {
+  std::vector<int> seen;
+  for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+    CAPTURE(seed);
+    World world({.seed = seed});
+    Reactor reactor;
+    struct Refused {
+      void on_receive(Connection&, Bytes) {}
+      void on_close(Connection&, const CloseRecord& record) { *told = record.error_number; }
+      int* told;
+    };
+    int told = 0;
+    std::uint64_t life = 0;
+    Listener<Refused> listener(reactor, {}, [&](Connection& connection) {
+      life = world.life(connection.descriptor());
+      world.set_chance(Fault::no_buffers, 1);  // from here on, so that it was accepted
+      return Refused{&told};
+    });
+    REQUIRE(listener.listen("10.0.0.1:7000"));
+    world.attach(reactor);
+    world.host("10.0.0.2").connect("10.0.0.1:7000");
+    world.run_for(1s);
+    CHECK((told == ENOMEM || told == ENOSPC));
+    CHECK(world.truth(life).watch_error == told);
+    seen.push_back(told);
+    world.detach(reactor);
+  }
+  CHECK(std::count(seen.begin(), seen.end(), ENOMEM) > 0);
+  CHECK(std::count(seen.begin(), seen.end(), ENOSPC) > 0);
 }
 
 TEST_CASE("a hung host of one's own turns no reactor, and the time counts as delay once something waits") {

@@ -70,7 +70,7 @@ enum class Fault : std::uint8_t {
   coarse_wakeup,    ///< a wait that times out does so only at the next 4 ms of the clock
   stalled,          ///< a wait returns later than it should by up to WorldOptions::longest_stall: the process was stopped
   no_descriptor,    ///< EMFILE or ENFILE from socket or accept
-  no_buffers,       ///< ENOBUFS or ENOMEM from socket, accept or epoll_ctl
+  no_buffers,       ///< ENOBUFS or ENOMEM from socket or accept, ENOMEM or ENOSPC from epoll_ctl
   no_port,          ///< EADDRNOTAVAIL from connect: no port of its own is free; not of a socket that was bound
   accept_error,     ///< accept hands out a pending network error of its next connection, which stays in the queue
   partial_send,     ///< send takes fewer bytes than there is room for
@@ -222,6 +222,7 @@ struct Truth {
   std::uint64_t room = 0;  ///< of its kernel, for more; 0: its own window is closed
   Instant last_heard{};    ///< a segment of the other side's came
   Instant last_sample{};   ///< TCP_INFO was asked for
+  int watch_error = 0;     ///< with which epoll_ctl last refused to watch it; 0: it never did
   Duration round_trip{};   ///< smoothed, as TCP_INFO has it; 0: none was measured yet
 
   std::uint64_t taken = 0;          ///< bytes the kernel took
@@ -274,9 +275,10 @@ class World {
   /// It begins an hour after the epoch of Instant.
   [[nodiscard]] Instant now() const;
   /// Everything that happens up to that instant: segments arrive, reactors turn, peers answer. A turn that has begun ends, and
-  /// what its callbacks spend beyond that instant has passed then.
+  /// what its callbacks spend beyond that instant has passed then. Up to never_due, and for Duration::max(): until nothing will
+  /// ever happen again, which takes no time; so of every length that leads beyond.
   void run_until(Instant until);
-  void run_for(Duration duration) { run_until(now() + duration); }
+  void run_for(Duration duration);
   /// Until `done` answers true: true; or for `at_most`: false.
   bool run_until(Callback<bool()> done, Duration at_most);
   /// The next single thing: one event of the world, or one turn of one reactor. False: nothing will ever happen again.
@@ -284,7 +286,7 @@ class World {
   [[nodiscard]] std::uint64_t steps() const;
   /// Calls back at that instant (now, if it has passed), while no reactor is in a turn.
   void at(Instant instant, Task task);
-  void after(Duration delay, Task task) { at(now() + delay, std::move(task)); }
+  void after(Duration delay, Task task);
   /// For a callback of vigil's that is to take time: segments arrive and peers answer meanwhile, but no reactor turns, and no
   /// task given to at() begins.
   void spend(Duration duration);
@@ -296,6 +298,8 @@ class World {
   /// Turned by the world from now on, on the host that was entered when it was attached, until it ends or is detached. A Server's
   /// workers need no attaching; what its own run() turns, and stop and signals with it, is Server::control(): attach that, or
   /// call run().
+  /// A turn never waits: where its wait would sleep it answers 0 before its time, and the next turn comes when that is over or
+  /// something is ready. ReactorCounters::turns is therefore higher than that of a reactor on a thread of its own.
   /// A reactor that is called while it sleeps (by a task, a peer's callback, run_until's `done`, between two steps) is turned at
   /// that very instant. So are a server's workers, but for `done` and between steps: mail reaches them then, as on threads.
   void attach(Reactor& reactor);

@@ -74,7 +74,9 @@ struct Universe {
     return struck;
   }
   void trace_segment(const Segment& segment);
-  void after(Duration delay, Task task) { agenda.add(now + delay, std::move(task)); }
+  /// So long from now; beyond the end of time: never_due.
+  [[nodiscard]] Instant in(Duration length) const { return length > never_due - now ? never_due : now + length; }
+  void after(Duration delay, Task task) { agenda.add(in(delay), std::move(task)); }
 
   /// Everything that happens goes into the fingerprint.
   void mix(std::uint64_t word) {

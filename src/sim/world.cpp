@@ -37,12 +37,14 @@ void World::run_until(Instant until) {
   if (until != never_due && until > now()) state_->kernel.pass_time(until);
 }
 
+void World::run_for(Duration duration) { run_until(state_->universe.in(duration)); }
+
 bool World::run_until(Callback<bool()> done, Duration at_most) {
-  const Instant end = now() + at_most;
+  const Instant end = state_->universe.in(at_most);
   ++state_->universe.script_calls;
   while (!done()) {
     if (state_->kernel.step(end)) continue;
-    if (end > now()) state_->kernel.pass_time(end);
+    if (end != never_due && end > now()) state_->kernel.pass_time(end);
     return done();
   }
   return true;
@@ -51,6 +53,7 @@ bool World::run_until(Callback<bool()> done, Duration at_most) {
 bool World::step() { return state_->kernel.step(never_due); }
 std::uint64_t World::steps() const { return state_->kernel.steps; }
 void World::at(Instant instant, Task task) { state_->kernel.script(instant, std::move(task)); }
+void World::after(Duration delay, Task task) { at(state_->universe.in(delay), std::move(task)); }
 void World::spend(Duration duration) { state_->kernel.spend(duration); }
 Duration World::delays() const { return state_->kernel.delays; }
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <string>
 #include <utility>
 
 namespace vigil::sim {
@@ -138,7 +139,8 @@ void WorldKernel::pass_time(Instant until) {
 }
 
 void WorldKernel::spend(Duration duration) {
-  const Instant end = universe_.now + duration;
+  const Instant end = universe_.in(duration);
+  if (end == never_due) misused("nobody can spend more time than there is", std::to_string(duration.count()));
   delays += duration;
   while (universe_.agenda.next() <= end) {
     universe_.now = std::max(universe_.now, universe_.agenda.next());
@@ -150,10 +152,7 @@ void WorldKernel::spend(Duration duration) {
 
 // Waiting ---------------------------------------------------------------------------------------------------------------------
 
-Instant WorldKernel::end_of(Duration timeout) const {
-  const bool for_ever = timeout < Duration::zero() || universe_.now > Instant::max() - timeout;
-  return for_ever ? never_due : universe_.now + timeout;
-}
+Instant WorldKernel::end_of(Duration timeout) const { return timeout < Duration::zero() ? never_due : universe_.in(timeout); }
 
 /// A wait that sleeps: the world goes on meanwhile. `take` answers how many are ready.
 template <class Take>

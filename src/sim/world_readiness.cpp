@@ -23,8 +23,11 @@ int WorldKernel::epoll_control(int epoll, int operation, int descriptor, epoll_e
   }
   if (about->kind == Kind::reserve) return told("epoll_ctl", descriptor, -EPERM);  // as of a regular file
   if (epoll == descriptor) return told("epoll_ctl", descriptor, -EINVAL);
-  if (operation == EPOLL_CTL_ADD && universe_.strikes(Fault::no_buffers))
-    return told("epoll_ctl", descriptor, universe_.random.below(2) == 0 ? -ENOMEM : -ENOSPC);
+  if (operation == EPOLL_CTL_ADD && universe_.strikes(Fault::no_buffers)) {
+    const int error = universe_.random.below(2) == 0 ? ENOMEM : ENOSPC;  // epoll_ctl(2)
+    if (about->life != 0) lives_.at(about->life - 1).truth.watch_error = error;
+    return told("epoll_ctl", descriptor, -error);
+  }
   return told("epoll_ctl", descriptor, poller->registrations->control(operation, descriptor, event, about->state()));
 }
 
