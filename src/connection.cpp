@@ -159,14 +159,14 @@ void ConnectionLife::established(Connection& connection) {
   const Timeouts& timeouts = connection.policy_->timeouts;
   if (!(timeouts.receive_rate.is_never() && timeouts.send_rate.is_never()) && side_of(core, connection) == nullptr)
     return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
-  connection.stage_ = Connection::Stage::open;
-  connection.set(Connection::was_open | Connection::is_established);
-  // The receive side's deadlines run from here.
+  // The receive side's deadlines run from here, and a silence that the heartbeat counts.
   birth_of(connection).opened_at = connection.last_received_ = core.read_clock();
   if (connection.side_ != nullptr) connection.side_->message_began = connection.side_->paused_at = core.now;
   start_windows(core, connection);
   if (connection.policy_->heartbeat != nullptr && !connection.policy_->heartbeat->begin(core, connection))
     return end(connection, CloseReason::system_error, ENOMEM, number(Operation::open));
+  connection.stage_ = Connection::Stage::open;
+  connection.set(Connection::was_open | Connection::is_established);
   if (connection.policy_->handler->on_open != nullptr) connection.policy_->handler->on_open(handler_of(connection), connection);
   if (connection.stage_ != Connection::Stage::open) return;
   core.read_clock();
