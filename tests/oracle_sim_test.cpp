@@ -25,11 +25,10 @@ struct Known {
   DelayLog delays;
   Instant now = start;
   Instant turn_began = start;
-  std::uint64_t shortages = 0;
 
   [[nodiscard]] Problems judged() const {
     Problems problems;
-    judge_end({notes, record, truth, now, turn_began, shortages}, delays, problems);
+    judge_end({notes, record, truth, now, turn_began}, delays, problems);
     return problems;
   }
   /// Judged, `rule` is broken.
@@ -261,7 +260,7 @@ TEST_CASE("a close after the peer's end was told leaves that reason") {
   CHECK_FALSE(known.breaks("the reason is true"));
 }
 
-TEST_CASE("a system error needs a fault that explains it") {
+TEST_CASE("a system error needs a call of this life that was refused like that") {
   Known known = opened();
   known.truth.last_recv = -EAGAIN;
   known.truth.last_recv_at = start + 2ms;
@@ -269,8 +268,25 @@ TEST_CASE("a system error needs a fault that explains it") {
   known.record.operation = "watch";
   known.end(start + 2ms, CloseReason::system_error, Origin::local);
   CHECK(known.breaks("the reason is true"));
-  known.shortages = 1;
+  known.truth.watch_error = ENOSPC;
+  CHECK(known.breaks("the reason is true"));
+  known.truth.watch_error = ENOMEM;
   CHECK(told(known.judged()) == "");
+  known.record.operation = "send";
+  CHECK(known.breaks("the reason is true"));
+}
+
+TEST_CASE("an attempt fails with what its connect answered, a shortage too") {
+  Known known = failed(ENOBUFS, CloseReason::connect_failed, Origin::local);
+  known.notes.attempted = true;
+  known.notes.opened = known.truth.was_connected = false;
+  known.notes.clocks = LifeClocks(default_timeouts(), tick);
+  known.notes.clocks.attempted(start);
+  known.record.phase = Phase::connecting;
+  known.record.silence = known.record.age;
+  CHECK(told(known.judged()) == "");
+  known.truth.error = ENOMEM;
+  CHECK(known.breaks("the reason is true"));
 }
 
 TEST_CASE("origin, phase, errno and what cut a close short are judged") {

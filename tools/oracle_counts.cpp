@@ -17,7 +17,7 @@ void count(const char* rule, std::uint64_t told, std::uint64_t truth, Problems& 
 }  // namespace
 
 void judge_counts(const Ending& ending, Problems& problems) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   count("received is what recv handed out", record.received, truth.read, problems);
   count("handed_to_kernel is what the kernel took", record.handed_to_kernel, truth.taken, problems);
   count("unsent is what was given and the kernel never took", record.unsent, notes.given - std::min(notes.given, truth.taken),

@@ -19,8 +19,9 @@ bool lost_the_way(int error) {
   return is_unreachable(error) || error == ECONNREFUSED || error == ENOPROTOOPT || error == EOPNOTSUPP || error == EPROTO ||
          error == ENONET;
 }
-bool is_shortage(int error) {
-  return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM || error == ENOSPC;
+/// Its descriptor could not be watched, which the record says.
+bool was_not_watched(const CloseRecord& record, const sim::Truth& truth) {
+  return truth.watch_error != 0 && record.error_number == truth.watch_error && std::strcmp(record.operation, "watch") == 0;
 }
 
 std::optional<Deadline> deadline_of(CloseReason reason) {
@@ -81,7 +82,7 @@ bool owed(const CloseRecord& record) { return record.unsent != 0 || record.unack
 
 /// The stream failed, as the record says.
 bool failed_with(const Ending& ending, bool (*kind)(int)) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   if (!truth.error_at || !kind(truth.error)) return false;
   return record.error_number == truth.error || (is_reset(record.error_number) && is_reset(truth.error));
 }
@@ -90,7 +91,7 @@ bool is_or_was_held(const LifeNotes& notes) { return notes.clocks.is_held() || n
 
 /// A stream that failed and was not settled before: RST behind the FIN is an end if nothing was owed.
 bool stream_reason_is_true(const Ending& ending) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   const bool reset = truth.error_at && is_reset(truth.error);
   switch (record.reason) {
     case CloseReason::peer_finished:
@@ -121,7 +122,7 @@ bool attempt_failed_with(const Ending& ending, bool (*kind)(int)) {
 
 /// One case for each reason. Null: it is true; else what is wrong with it.
 const char* reason_is_true(const Ending& ending) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   const auto unless = [](bool is_true, const char* wrong) { return is_true ? nullptr : wrong; };
 
   // What this side settled stays, whatever the peer does later: only what came before it in the stream is told instead.
@@ -185,13 +186,12 @@ const char* reason_is_true(const Ending& ending) {
       if (truth.error_at && *truth.error_at < turn_began) return "the attempt had been answered with an error";
       return unless(!notes.opened && notes.clocks.is_due(Deadline::connect, now, truth), "told before its time");
     case CloseReason::connect_failed:
-      return unless(!notes.opened && notes.attempted && record.error_number != 0 &&
-                        (truth.error == record.error_number || is_shortage(record.error_number)),
+      return unless(!notes.opened && notes.attempted && record.error_number != 0 && truth.error == record.error_number,
                     "the attempt did not fail like that");
     case CloseReason::heartbeat_lost:  // and judge_heartbeat()
       return unless(notes.heartbeat.is_on(), "no heartbeat was asked for");
     case CloseReason::system_error:
-      return unless(shortages != 0 && is_shortage(record.error_number), "no injected fault explains it");
+      return unless(was_not_watched(record, truth), "no call of its own was refused like that");
     case CloseReason::self_connect:
       return unless(notes.reaches_itself && truth.was_connected, "it had not reached itself");
     case CloseReason::accept_shed:
@@ -202,7 +202,7 @@ const char* reason_is_true(const Ending& ending) {
 }
 
 const char* phase_is_true(const Ending& ending) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   if (notes.opened != (record.phase != Phase::connecting)) return "connecting until on_open and never after it";
   if (record.phase != Phase::draining) return nullptr;
   const bool closing = notes.graceful || (truth.end_arrived_at && !notes.hears_finish);
@@ -212,7 +212,7 @@ const char* phase_is_true(const Ending& ending) {
 }
 
 const char* cut_is_true(const Ending& ending) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   const bool ours = notes.graceful || (notes.stopped_at_once && notes.settled != Settled::by_nothing) || now >= notes.stops_at;
   switch (record.cut_short) {
     case CutShort::none:
@@ -223,6 +223,7 @@ const char* cut_is_true(const Ending& ending) {
       return truth.end_arrived_at && truth.end_was_sent && record.unsent == 0 ? nullptr
                                                                               : "neither whole nor told what cut it short";
     case CutShort::reset:
+      if (notes.aborted && record.error_number == 0 && (notes.graceful || truth.end_arrived_at)) return nullptr;  // by ourselves
       return ours && failed_with(ending, is_reset) ? nullptr : "nobody reset it while it closed";
     case CutShort::timed_out:
       if (!ours) return "nobody had closed it";
@@ -239,7 +240,7 @@ const char* cut_is_true(const Ending& ending) {
 
 /// What was told and what is known, for the reader of a violation.
 std::string summary(const Ending& ending) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   constexpr const char* settled[] = {"nothing",        "close()",    "abort()",      "a shutdown",
                                      "a refused send", "bytes left", "a false count"};
   const auto ago = [&ending](Instant at) { return readable(ending.now - at) + " ago"; };
@@ -262,7 +263,7 @@ std::string summary(const Ending& ending) {
 }  // namespace
 
 void judge_reason(const Ending& ending, Problems& problems) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   if (const char* wrong = reason_is_true(ending))
     problems.push_back({"the reason is true", std::string(wrong) + ": " + summary(ending)});
   const bool by_policy_or_end = record.error_number == 0;

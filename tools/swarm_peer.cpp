@@ -58,12 +58,13 @@ void Swarm::begin_peer(SwarmLife& life) {
   connecting_ = &life;
   const auto target = Address::parse(ip + ':' + std::to_string(port));
   if (!target) return problem(&life, "an address can be parsed", describe(target.error()));
+  const std::uint64_t shortages_before = shortages();
   Door& door = *life.site->door;
   const auto attempt = life.notes.reaches_itself ? door.connect_to_itself(*target) : door.connector().connect(*target);
   connecting_ = nullptr;
   if (attempt) {
     life.connection = *attempt;
-  } else if (shortages() == 0 && attempt.error().code != ESHUTDOWN) {
+  } else if (shortages() == shortages_before && attempt.error().code != ESHUTDOWN) {
     problem(&life, "connect() fails for a reason", describe(attempt.error()));
   }
 }

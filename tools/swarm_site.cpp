@@ -128,10 +128,11 @@ void Swarm::close_site(SwarmSite& site) {
 }
 
 void Swarm::listen(SwarmSite& site) {
+  const std::uint64_t shortages_before = shortages();
   const auto bound = site.door->listener().listen(site.address);
   site.listens = static_cast<bool>(bound);
   site.accept_from = now();
-  if (!bound && shortages() == 0) problem(nullptr, "listen() fails for a reason", describe(bound.error()));
+  if (!bound && shortages() == shortages_before) problem(nullptr, "listen() fails for a reason", describe(bound.error()));
   if (!bound && !stopped_ && !site.stopping)
     world.after(std::chrono::milliseconds(5), [this, &site] {
       if (site.door != nullptr && !site.stopping && !site.listens) listen(site);
