@@ -80,6 +80,8 @@ Result<HeartbeatPlan> plan_heartbeat(const HeartbeatOptions& options, const char
   }
   if (plan.wants_verdict && plan.budget < plan.interval + verdict_needs)
     return refused("heartbeat budget below interval + 1.5 s, which a verdict needs");
+  if (plan.interval < shortest_timeout && options.misses)
+    return refused("more heartbeat misses than probes 1 ms apart fit into the budget");
   if (plan.interval < shortest_timeout)
     return refused(plan.wants_verdict ? "heartbeat budget below interval + 1.5 s, which a verdict needs"
                                       : "heartbeat budget too short");

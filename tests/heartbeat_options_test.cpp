@@ -71,6 +71,9 @@ TEST_CASE("contradictions are refused, each with its reason") {
   check_refused({.budget = 2s, .interval = 600ms}, "heartbeat budget below interval + 1.5 s, which a verdict needs");
   check_refused({.budget = 20s, .misses = 1}, "fewer than 2 heartbeat misses");
   check_refused({.budget = 20s, .interval = 5s, .misses = 4}, "more heartbeat misses than fit into the budget");
+  check_refused({.budget = 20s, .misses = 100'000}, "more heartbeat misses than probes 1 ms apart fit into the budget");
+  check_refused({.budget = 20s, .misses = 20'000}, "more heartbeat misses than probes 1 ms apart fit into the budget");
+  CHECK(planned({.budget = 20s, .misses = 19'999}).interval == 1ms);
   check_refused({.budget = 20s, .ping = ""}, "an empty ping is no probe");
   check_refused({.budget = 20s, .grace = -1ns}, "heartbeat grace out of range");
   check_refused({.budget = 20s, .grace = 1001ms}, "heartbeat grace out of range");

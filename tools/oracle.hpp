@@ -81,7 +81,9 @@ struct Ending {
   const CloseRecord& record;
   const sim::Truth& truth;
   Instant now;
-  Instant turn_began;  ///< of the turn that told it: the wait's end, or earlier
+  Instant turn_began;                      ///< of the turn that told it: the wait's end, or earlier
+  std::uint64_t shortages = 0;             ///< faults of the world so far that explain ENOMEM, EMFILE and the like
+  std::uint64_t outstanding_per_send = 0;  ///< what backlog_bytes_max allows; 0: not judged
 };
 
 /// Everything that can be said of a life when its record is told.

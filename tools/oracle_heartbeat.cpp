@@ -288,7 +288,7 @@ void judge_loss(const Ending& ending, Problems& problems) {
 }  // namespace
 
 void judge_heartbeat(const Ending& ending, const DelayLog& delays, Problems& problems) {
-  const auto& [notes, record, truth, now, turn_began] = ending;
+  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
   const bool is_lost = record.reason == CloseReason::heartbeat_lost;
   if (record.verdict.has_value() != is_lost || (record.evidence && !is_lost))
     problems.push_back({"a verdict comes with a lost heartbeat, and with nothing else", to_string(record.reason)});

@@ -50,10 +50,12 @@ struct HeartbeatOptions {
   /// verdict at least an interval and 1.5 s, which two retransmissions need; with phi more, see there.
   std::optional<Duration> budget{};
   /// Between one probe into a silence and the next, from 1 ms. Nothing: budget / (misses + 1), so a quarter of the budget where
-  /// misses is not given either; in a budget below 2 s with a verdict less, so that 1.5 s are left.
+  /// misses is not given either; in a budget below 2 s with a verdict less, so that 1.5 s are left. With a verdict and phi, an
+  /// interval that follows by itself needs a budget of at least 3 s; with misses = m, of 1.5 s * (m + 1) / (m - 1).
   std::optional<Duration> interval{};
-  /// Probes in a row that may go unanswered; at least 2. The interval follows from it; where an interval is given, misses + 1 of
-  /// them only have to fit into the budget, which alone decides when a peer is lost. Nothing: 3, or as many as fit.
+  /// Probes in a row that may go unanswered; at least 2. The interval follows from it, and must not be below 1 ms; where an
+  /// interval is given, misses + 1 of them only have to fit into the budget, which alone decides when a peer is lost. Nothing: 3,
+  /// or as many as fit.
   std::optional<std::uint32_t> misses{};
   /// What a probe says: anything that the peer must answer, not empty, at most backlog_bytes_max. Nothing: the handler's
   /// on_ping_due sends it; a handler without one is refused.
