@@ -119,14 +119,18 @@ SourceSlab* ReactorCore::slab_for(std::size_t slot_bytes, std::size_t alignment,
 
 Source* ReactorCore::take_source(SourceSlab& slab) {
   if (ending) return nullptr;
-  Source* source = slab.take();
-  if (source == nullptr) return nullptr;
   // Room for every source on every list, so that putting one there later allocates nothing.
-  if (++slots_ > ready_list.capacity()) {
-    for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_})
-      list->reserve(2 * slots_ + 64);
-  }
+  if (slots_ == listed_max_ && !make_room_on_lists(2 * slots_ + 64)) return nullptr;
+  Source* source = slab.take();
+  if (source != nullptr) ++slots_;
   return source;
+}
+
+bool ReactorCore::make_room_on_lists(std::size_t sources) {
+  for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_})
+    if (!list->reserve(sources)) return false;
+  listed_max_ = sources;
+  return true;
 }
 
 void ReactorCore::give_back(SourceSlab& slab, Source& source) {

@@ -18,6 +18,7 @@
 
 #include "block_pool.hpp"
 #include "epoll_poller.hpp"
+#include "reserved_array.hpp"
 #include "send_queue.hpp"
 #include "source_slab.hpp"
 #include "sys/sys.hpp"
@@ -63,8 +64,9 @@ struct ReactorCore {
   }
 
   // --- sources
-  /// A vacant source of this layout, with room on every list; null: out of memory.
+  /// The slab of this layout, made if there is none.
   [[nodiscard]] SourceSlab* slab_for(std::size_t slot_bytes, std::size_t alignment, SourceSlab::Construct construct);
+  /// A vacant source, with room on every list; null: out of memory, or the reactor has ended.
   [[nodiscard]] Source* take_source(SourceSlab& slab);
   void give_back(SourceSlab& slab, Source& source);
 
@@ -175,8 +177,9 @@ struct ReactorCore {
   static constexpr std::uint8_t listed_ready = 1, listed_flush = 2, listed_finish = 4;
   static constexpr int readiness_shift = 3;
 
+  [[nodiscard]] bool make_room_on_lists(std::size_t sources);  // false: no memory
   // Never allocates: take_source() reserved room for every source on every list.
-  void enlist(std::vector<Listed>& list, Source& source, std::uint8_t mark) {
+  void enlist(ReservedArray<Listed>& list, Source& source, std::uint8_t mark) {
     attend(work_waits);
     if ((source.lists_ & mark) != 0) return;
     source.lists_ |= mark;
@@ -211,7 +214,8 @@ struct ReactorCore {
   void take_mail();
 
   std::size_t slots_ = 0;
-  std::vector<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
+  std::size_t listed_max_ = 0;  // how many sources every list has room for
+  ReservedArray<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
   std::vector<Task> tasks_, tasks_now_;
   Instant next_expiry_ = never_due;
   std::thread::id owner = std::this_thread::get_id();

@@ -37,11 +37,11 @@ void SourceSlab::give_back(Source& source) {
 bool SourceSlab::grow() {
   // Chunks double up to 1,024 slots: a small program stays small, a large one allocates rarely.
   const std::size_t count = std::clamp<std::size_t>(sources_.size(), 8, 1024);
+  const std::size_t slots = sources_.size() + count;
+  if (!chunks_.reserve(chunks_.size() + 1) || !sources_.reserve(slots) || !vacant_.reserve(slots)) return false;
   void* chunk = ::operator new(count* slot_bytes_, std::align_val_t(alignment_), std::nothrow);
   if (chunk == nullptr) return false;
   chunks_.push_back(chunk);
-  sources_.reserve(sources_.size() + count);
-  vacant_.reserve(sources_.size() + count);
   for (std::size_t index = count; index-- > 0;) {
     Source* source = construct_(static_cast<std::byte*>(chunk) + index * slot_bytes_);
     source->operations_ = &vacant;

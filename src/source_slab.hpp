@@ -6,9 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
-#include <vector>
-
+#include "reserved_array.hpp"
 #include "vigil/source.hpp"
 
 namespace vigil {
@@ -49,9 +47,9 @@ class SourceSlab {
   Construct construct_;
   std::uint32_t generation_max_;
   std::size_t taken_ = 0;
-  std::vector<void*> chunks_;
-  std::vector<Source*> sources_;
-  std::vector<Source*> vacant_;  // capacity for every slot, so that giving back can't fail
+  ReservedArray<void*> chunks_;
+  ReservedArray<Source*> sources_;
+  ReservedArray<Source*> vacant_;  // capacity for every slot, so that giving back can't fail
 };
 
 }  // namespace vigil

@@ -113,6 +113,32 @@ TEST_CASE("without memory for a slot an accepted connection is shed, accepting p
   CHECK(world.story.opened.size() == 1);
 }
 
+TEST_CASE("whichever allocation of taking a connection fails, it is shed, and the next one is taken") {
+  unsigned spared = 0;
+  for (bool taken = false; !taken; ++spared) {
+    CAPTURE(spared);
+    REQUIRE(spared < 100);
+    Simulation world;
+    for (int slots = 0; slots < 120; ++slots) (void)world.accept();  // more need a chunk, and longer lists
+    const std::size_t before = world.story.opened.size();
+    const auto shed = [&] { return world.reactor->counters().closed_for[static_cast<std::size_t>(CloseReason::accept_shed)]; };
+    {
+      const OutOfMemory shortage(spared);
+      for (int more = 0; more < 80 && shed() == 0; ++more) {
+        (void)world.kernel.peer_connects(world.listening);
+        world.settle();
+      }
+    }
+    taken = shed() == 0;
+    if (taken) CHECK(world.story.opened.size() == before + 80);
+    const std::size_t taken_so_far = world.story.opened.size();
+    (void)world.kernel.peer_connects(world.listening);
+    world.run_for(1min);
+    CHECK(world.story.opened.size() == taken_so_far + 1);
+  }
+  CHECK(spared > 10);  // three arrays and the chunk of a slab, six lists
+}
+
 TEST_CASE("a reactor made without memory says so, and a signal that can't be watched for want of it stays as it was") {
   CheckedKernel kernel;
   {

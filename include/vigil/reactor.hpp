@@ -1,9 +1,11 @@
 // One thread's event loop: a poller, a timer wheel, the sources it wakes, and the tasks posted to it.
 //
 // A reactor and everything made from it belong to the thread that runs it; debug builds assert this. Only its Mailbox may be
-// touched from elsewhere. Constructors never fail: what went wrong (no descriptor left, invalid options) is answered by the first
-// listen, connect, watch or run. Callbacks (but for make_handler) are never entered from inside one of the user's own calls, and
-// one that throws terminates the program.
+// touched from elsewhere. Constructors answer no error: what went wrong (no descriptor left, invalid options) is answered by the
+// first listen, connect, watch or run. Where memory is short, connections, timers and watches are refused or ended with ENOMEM;
+// but where there is none for a reactor, listener, connector or server itself, or for a task, std::bad_alloc is thrown, which the
+// library does not handle: count on the program's end. Callbacks (but for make_handler) are never entered from inside one of the
+// user's own calls, and one that throws terminates the program.
 //
 // One turn: wait; dispatch what is ready, then what was left over; advance timers; run posted tasks; flush connections written to
 // from elsewhere; finish what ended (on_close, then its memory is reused).
