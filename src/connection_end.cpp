@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::array operation_names{"",       "recv",       "send", "connect",       "watch",
                                      "accept", "on_receive", "open", "begin_message", "end_message"};
+static_assert(operation_names.size() == number(Operation::end_message) + 1U, "one name for each Operation, in its order");
 
 Origin origin_of(CloseReason reason, int error_number) {
   switch (reason) {

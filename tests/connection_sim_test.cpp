@@ -699,6 +699,16 @@ TEST_CASE("a handle lives until its end was told, and changes nothing afterwards
     CHECK(handle);
     CHECK_FALSE(handle->is_open());
     CHECK(handle->send(bytes_of("x")).error() == Error{"send", EPIPE});
+    CHECK(handle->finish().error() == Error{"finish", EPIPE});
+    CHECK(handle->pause_reading().error() == Error{"pause reading", EPIPE});
+    CHECK(handle->set_timeout(Deadline::receive, 1s).error() == Error{"set timeout", EBADF});
+    CHECK(handle->set_rate(Deadline::receive_rate, {.bytes_per_second = 1}).error() == Error{"set rate", EBADF});
+    CHECK(handle->local_address().error() == Error{"local address", EBADF});
+    CHECK(handle->close());
+    CHECK(handle->abort());
+    CHECK(handle->resume_reading());
+    CHECK(handle->receive_again());
+    CHECK(handle->descriptor() == -1);
   };
   handle->abort();
   CHECK_FALSE(handle->is_open());

@@ -93,9 +93,11 @@ struct CloseRecord {
   std::optional<std::uint64_t> unacknowledged;  ///< of those, bytes the peer's kernel had not acknowledged, where known
   std::uint64_t unsent = 0;                     ///< bytes given to send() that the kernel never took
   std::uint64_t left_unread = 0;                ///< bytes the kernel still held for us
-  std::uint64_t unconsumed = 0;                 ///< bytes received that on_receive did not consume, or that came while closing
+  /// Bytes received that on_receive did not consume, or that came while closing; more than 4,294,967,295 are told as that many.
+  std::uint64_t unconsumed = 0;
 
-  /// Of heartbeat_lost: what the evidence says of the peer, and the evidence, where there was any.
+  /// Of heartbeat_lost: what the evidence says of the peer, and the evidence, where there was any. A Unix socket has some, too,
+  /// but with `known` false: nothing of what TCP would know.
   std::optional<Verdict> verdict;
   std::optional<Evidence> evidence;
 

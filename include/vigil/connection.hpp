@@ -7,6 +7,10 @@
 // has returned to the reactor. Every life that ends with bytes of ours the kernel never took is ended with a reset (TCP; a Unix
 // socket has none), so that no peer mistakes a truncated stream for a whole one.
 //
+// Inside on_close the life is over: send(), finish() and pause_reading() answer EPIPE, set_timeout(), set_rate() and
+// local_address() EBADF, close(), abort(), resume_reading() and receive_again() succeed and change nothing; descriptor() is -1,
+// and peer(), the counts and the times answer still. After on_close only a handle is left, and it is stale (ConnectionHandle).
+//
 //   void on_receive(vigil::Connection& peer, vigil::Bytes bytes) {
 //     if (bytes.text() == "quit\n") peer.close(); else peer.send(bytes);
 //     idle_ = peer.handle();      // for later: idle_->send("still there?\n") changes nothing once the life is over
@@ -69,7 +73,8 @@ class Connection final : private Source {
   /// {set timeout, EINVAL}: out of range, `accept`, or a kind that has a rate; EBADF: the connection is over; ENOMEM.
   Result<void> set_timeout(Deadline kind, Timeout timeout);
 
-  /// The same for receive_rate and send_rate; windows begin anew, after the grace. {set rate, EINVAL}: out of range, or no rate.
+  /// The same for receive_rate and send_rate; windows begin anew, after the grace. {set rate, EINVAL}: out of range, or no rate;
+  /// EBADF: the connection is over; ENOMEM.
   Result<void> set_rate(Deadline kind, const Rate& rate);
 
   /// Receives nothing until resume_reading(); what the peer sends waits in the kernel and holds it back in the end. Receive-side
@@ -183,7 +188,7 @@ static_assert(sizeof(Connection) <= 128);
 
 /// A connection as it is kept: a slot and the generation of one life in it. Use it on the reactor's thread while the reactor
 /// lives. It lives until on_close has returned; afterwards every call through it changes nothing, calls that return a Result
-/// answer EBADF and queries answer zero.
+/// answer EBADF and queries answer zero, but for descriptor(), which answers -1.
 class ConnectionHandle {
  public:
   ConnectionHandle() = default;

@@ -1,4 +1,4 @@
-// All of vigil's public headers.
+// All of vigil's public headers but vigil/sim.hpp, the simulated world, which is for programs linked with libvigil_sim.
 #pragma once
 
 #include "vigil/address.hpp"
