@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+
 #include "reserved_array.hpp"
 #include "vigil/source.hpp"
 
