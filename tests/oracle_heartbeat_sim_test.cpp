@@ -448,9 +448,57 @@ TEST_CASE("unreachable: something is outstanding, and something was lost or slow
   CHECK(watched.breaks(rule));
   watched.truth.slow_until = start + 1s;
   CHECK_FALSE(watched.breaks(rule));
+  watched.truth.last_heard = start + 5s;  // what was slow came, and its kernel answers
+  CHECK(watched.breaks(rule));
+  watched.truth.slow_until = watched.now - 10ms;
+  CHECK_FALSE(watched.breaks(rule));
+  watched.truth.last_heard = start;
   watched.truth.slow_until = {};
   watched.truth.peer_is_gone = true;
   CHECK_FALSE(watched.breaks(rule));
+}
+
+TEST_CASE("what was lost excuses a verdict until it has been made good, and that it was excused is told") {
+  constexpr const char* rule = "the verdict is true";
+  const auto excused = [](const Watched& watched) {
+    return verdict_is_excused({watched.notes, watched.record, watched.truth, watched.now, watched.turn_began});
+  };
+  CHECK_FALSE(excused(hung()));
+  CHECK_FALSE(excused(not_reading()));
+  CHECK_FALSE(excused(unreachable()));
+  Watched heard = unreachable();
+  heard.truth.last_heard = start + 5s;
+  CHECK_FALSE(heard.breaks(rule));
+  CHECK(excused(heard));
+  // The process has spoken, the window was open, the path is whole; and something was lost before.
+  Watched spoke = hung();
+  ++spoke.truth.peer_handed;
+  spoke.truth.peer_spoke_at = start + 5s;
+  Watched reads = not_reading();
+  reads.truth.peer_room = 1;
+  for (Watched* watched : {&spoke, &reads}) {
+    watched->truth.lost = 1;
+    watched->truth.offered_at = start - 1s;
+    watched->truth.last_lost = start + 5s;  // tried for six seconds, and again within as many
+    CHECK_FALSE(watched->breaks(rule));
+    CHECK(excused(*watched));
+    watched->truth.last_lost = start + 1s;
+    CHECK(watched->breaks(rule));
+    CHECK_FALSE(excused(*watched));
+  }
+}
+
+TEST_CASE("a kernel that gave up leaves what an earlier look said: only what was never so in this silence is found") {
+  constexpr const char* rule = "the verdict is true";
+  const auto given_up = [](Watched watched) {
+    watched.record.error_number = watched.truth.error = ETIMEDOUT;
+    return watched;
+  };
+  CHECK_FALSE(given_up(unreachable()).breaks(rule));
+  CHECK_FALSE(given_up(not_reading()).breaks(rule));
+  Watched watched = given_up(not_reading());
+  watched.truth.peer_room = 1;  // and it read last before the silence began
+  CHECK(watched.breaks(rule));
 }
 
 TEST_CASE("unknown is no verdict where the evidence was there") {

@@ -1,5 +1,7 @@
 // The oracle: judges each life by what its handler saw and did, and by what the world knows really happened. Independent of the
-// library: it links nothing of it but the types of a record, and none of its conclusions is asked for.
+// library: it links nothing of it but the types of a record, and none of its conclusions is asked for, with one exception: how
+// sure phi is that a peer is lost is taken from the record. Judged is only that phi speaks no sooner than it may, and never below
+// its threshold, not what it has learned.
 //
 // Thread: one at a time. Ownership: notes are the swarm's, one for each life.
 //
@@ -81,9 +83,7 @@ struct Ending {
   const CloseRecord& record;
   const sim::Truth& truth;
   Instant now;
-  Instant turn_began;                      ///< of the turn that told it: the wait's end, or earlier
-  std::uint64_t shortages = 0;             ///< faults of the world so far that explain ENOMEM, EMFILE and the like
-  std::uint64_t outstanding_per_send = 0;  ///< what backlog_bytes_max allows; 0: not judged
+  Instant turn_began;  ///< of the turn that told it: the wait's end, or earlier
 };
 
 /// Everything that can be said of a life when its record is told.
@@ -96,6 +96,9 @@ void judge_lateness(const LifeNotes& notes, const sim::Truth& truth, Instant now
 
 /// A peer that is lost, with its verdict, or one that should have been; what the kernel's own verdict is then.
 void judge_heartbeat(const Ending& ending, const DelayLog& delays, Problems& problems);
+/// Of a verdict that judge_heartbeat() let pass: whether it was excused, since what was lost or slow may have misled whoever gave
+/// it, or since it was given at an earlier look, of which the world has kept nothing.
+[[nodiscard]] bool verdict_is_excused(const Ending& ending);
 /// Asked at any time of an open life: its peer should have been lost long ago.
 void judge_silence(const LifeNotes& notes, const sim::Truth& truth, Instant now, const DelayLog& delays, Problems& problems);
 /// on_ping_due is told.

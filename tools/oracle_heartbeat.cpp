@@ -122,22 +122,36 @@ std::string summary(const LifeNotes& notes, const sim::Truth& truth, Instant now
 
 /// What the world knows of the silence that a verdict speaks of.
 struct Silence {
-  explicit Silence(const Ending& ending)
-      : notes(ending.notes), truth(ending.truth), terms(ending.notes.heartbeat.terms()), judged(ending.turn_began) {}
+  Silence(const Ending& ending, bool excuses_given)
+      : notes(ending.notes),
+        truth(ending.truth),
+        terms(ending.notes.heartbeat.terms()),
+        judged(ending.turn_began),
+        excuses(excuses_given) {}
 
   const LifeNotes& notes;
   const sim::Truth& truth;
   const HeartbeatTerms& terms;
   Instant judged;  // at the earliest
+  bool excuses;    // what was lost or slow counts as one
 
   [[nodiscard]] Instant began() const { return notes.clocks.last_received().earliest; }
   [[nodiscard]] Instant probed() const { return began() + terms.interval / 2; }  // at the earliest
   /// The peer's host forgot it, or something of this connection was lost or slow: the situation may have changed, and what both
   /// kernels know differ.
-  [[nodiscard]] bool is_disturbed() const {
+  [[nodiscard]] bool was_disturbed() const {
     // What was lost right before waits for its retransmission: a second, and two after that (RFC 6298).
     return truth.peer_is_gone || (truth.lost != 0 && truth.last_lost + std::chrono::seconds(3) >= began()) ||
            truth.slow_until >= began();
+  }
+  [[nodiscard]] bool is_disturbed() const { return excuses && was_disturbed(); }
+  /// And it has not been made good since. What is sent again, and the probe of a closed window, comes after as long as it has
+  /// been tried for at the most, since each wait is twice the one before.
+  [[nodiscard]] bool is_unsettled() const {
+    const Duration tried = std::max<Duration>(truth.last_lost - truth.offered_at, std::chrono::seconds(3));
+    const bool is_made_good = truth.last_lost + tried + retransmit_timeout() < judged;
+    return is_disturbed() &&
+           (truth.peer_is_gone || (truth.lost != 0 && !is_made_good) || truth.slow_until + retransmit_timeout() >= judged);
   }
   /// Nothing came back of all that was sent.
   [[nodiscard]] bool is_severed() const { return truth.last_heard < probed(); }
@@ -152,7 +166,7 @@ struct Silence {
 const char* hung_is_true(const Silence& silence) {
   const sim::Truth& truth = silence.truth;
   if (truth.last_acknowledged < silence.probed()) return "its kernel has acknowledged nothing of what was asked";
-  if (silence.is_disturbed()) return nullptr;
+  if (silence.is_unsettled()) return nullptr;
   const bool has_spoken = truth.peer_handed > truth.arrived && truth.peer_spoke_at + shortest_rto < silence.judged;
   if (has_spoken) return "its process has spoken";
   if (truth.untransmitted != 0 && truth.last_taken_at + shortest_rto < silence.judged) return "its window is closed";
@@ -163,14 +177,15 @@ const char* not_reading_is_true(const Silence& silence) {
   const sim::Truth& truth = silence.truth;
   if (!silence.something_is_outstanding()) return "nothing waits for it";
   if (silence.is_severed()) return "its kernel does not answer";
-  if (silence.is_disturbed()) return nullptr;
+  if (silence.is_unsettled()) return nullptr;
   const bool reads = truth.peer_room != 0 && truth.peer_read_at + shortest_rto < silence.judged;
   return reads ? "its window is open" : nullptr;
 }
 
 const char* unreachable_is_true(const Silence& silence) {
   if (!silence.something_is_outstanding()) return "everything was acknowledged";
-  return silence.is_disturbed() ? nullptr : "nothing was lost or slow on its way";
+  if (silence.is_severed() && silence.was_disturbed()) return nullptr;
+  return silence.is_unsettled() ? nullptr : "its kernel answers, or nothing was lost or slow on its way";
 }
 
 /// The evidence was there to decide.
@@ -198,11 +213,19 @@ const char* unknown_is_true(const Silence& silence) {
   return is_on_its_way && terms.grace < timeout ? nullptr : "its kernel answers, and nothing was lost or slow";
 }
 
-const char* verdict_is_true(const Ending& ending) {
-  const Silence silence(ending);
+/// Given by an earlier look, of which nothing is known but that it was in this silence: what has been so all the time since. That
+/// the way is lost a kernel says itself, by giving up: with a user timeout that is shorter than the way, too.
+const char* earlier_verdict_is_true(const Silence& silence, Verdict verdict) {
+  const sim::Truth& truth = silence.truth;
+  const bool was_open = truth.peer_room != 0 && truth.peer_read_at < silence.began() && !silence.was_disturbed();
+  return verdict == Verdict::not_reading && was_open ? "its window was open all the time" : nullptr;
+}
+
+const char* verdict_is_true(const Ending& ending, bool excuses) {
+  const Silence silence(ending, excuses);
   const bool kernel_gave_up = ending.record.error_number != 0;
-  // Judged by an earlier look, of which nothing is known here but that it was in this silence.
-  if (kernel_gave_up) return *ending.record.verdict == Verdict::hung ? hung_is_true(silence) : nullptr;
+  if (kernel_gave_up && excuses && *ending.record.verdict != Verdict::hung)
+    return earlier_verdict_is_true(silence, *ending.record.verdict);
   switch (*ending.record.verdict) {
     case Verdict::hung:
       return hung_is_true(silence);
@@ -281,14 +304,19 @@ void judge_loss(const Ending& ending, Problems& problems) {
       wrong("who is lost had time to answer", "asked too late");
   }
   if (!ending.record.verdict) return;
-  if (const char* lie = verdict_is_true(ending))
+  if (const char* lie = verdict_is_true(ending, true))
     wrong("the verdict is true", std::string("told ") + to_string(*ending.record.verdict) + ": " + lie);
 }
 
 }  // namespace
 
+bool verdict_is_excused(const Ending& ending) {
+  if (!ending.record.verdict || !ending.notes.heartbeat.is_on()) return false;
+  return verdict_is_true(ending, true) == nullptr && verdict_is_true(ending, false) != nullptr;
+}
+
 void judge_heartbeat(const Ending& ending, const DelayLog& delays, Problems& problems) {
-  const auto& [notes, record, truth, now, turn_began, shortages, bound] = ending;
+  const auto& [notes, record, truth, now, turn_began] = ending;
   const bool is_lost = record.reason == CloseReason::heartbeat_lost;
   if (record.verdict.has_value() != is_lost || (record.evidence && !is_lost))
     problems.push_back({"a verdict comes with a lost heartbeat, and with nothing else", to_string(record.reason)});

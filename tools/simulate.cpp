@@ -151,10 +151,15 @@ void print_tables(const WorldReport& sum) {
     print_row(has_fault ? sim::to_string(static_cast<sim::Fault>(row)) : "", has_fault ? sum.faults[row] : 0,
               has_reason ? to_string(static_cast<CloseReason>(row)) : "", has_reason ? sum.reasons[row] : 0);
   }
-  std::printf("\n  heartbeats lost:");
-  for (std::size_t index = 0; index < verdict_count; ++index)
-    std::printf(" %s %s%s", grouped(sum.verdicts[index]).c_str(), to_string(static_cast<Verdict>(index)),
-                index + 1 < verdict_count ? "," : "\n");
+  const auto print_verdicts = [](const char* what, const auto& counts) {
+    std::printf("  %s:", what);
+    for (std::size_t index = 0; index < verdict_count; ++index)
+      std::printf(" %s %s%s", grouped(counts[index]).c_str(), to_string(static_cast<Verdict>(index)),
+                  index + 1 < verdict_count ? "," : "\n");
+  };
+  std::printf("\n");
+  print_verdicts("heartbeats lost", sum.verdicts);
+  print_verdicts("of these excused, since what was lost, slow or is not known may have misled", sum.excused);
   std::printf("\n  %s lives ended, %s of them opened, %s count: a deadline armed, three messages and a fault, at least\n",
               grouped(sum.lives).c_str(), grouped(sum.opened).c_str(), grouped(sum.counted).c_str());
   std::printf("  median of a life that opened: %s deadlines armed, %s messages, %s faults\n",

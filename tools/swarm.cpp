@@ -52,6 +52,7 @@ WorldReport& WorldReport::operator+=(const WorldReport& other) {
   add(faults, other.faults);
   add(reasons, other.reasons);
   add(verdicts, other.verdicts);
+  add(excused, other.excused);
   add(extended, other.extended);
   add(deadlines_each, other.deadlines_each);
   add(messages_each, other.messages_each);

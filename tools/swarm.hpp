@@ -53,6 +53,7 @@ struct WorldReport {
   std::array<std::uint64_t, sim::fault_count> faults{};
   std::array<std::uint64_t, close_reason_count> reasons{};
   std::array<std::uint64_t, verdict_count> verdicts{};   ///< of lost heartbeats
+  std::array<std::uint64_t, verdict_count> excused{};    ///< of those, passed only for what was lost, slow or is not known
   std::array<std::uint64_t, deadline_count> extended{};  ///< deadlines that on_deadline gave more time
   Spread deadlines_each{};                               ///< of lives that opened
   Spread messages_each{};

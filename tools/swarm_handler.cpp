@@ -250,13 +250,10 @@ void SwarmHandler::on_close(Connection& connection, const CloseRecord& record) {
   if (connection.is_open() || connection.descriptor() != -1)
     swarm_.problem(&life_, "in on_close a connection is over", "it is not");
   Problems problems;
-  judge_end({.notes = life_.notes,
-             .record = record,
-             .truth = truth,
-             .now = swarm_.now(),
-             .turn_began = swarm_.turn_began,
-             .shortages = swarm_.shortages()},
-            swarm_.delays, problems);
+  const Ending ending{
+      .notes = life_.notes, .record = record, .truth = truth, .now = swarm_.now(), .turn_began = swarm_.turn_began};
+  judge_end(ending, swarm_.delays, problems);
+  if (verdict_is_excused(ending)) ++swarm_.counts.excused[static_cast<std::size_t>(*record.verdict)];
   life_.record = record;
   swarm_.take(&life_, problems);
   life_.notes.closed = true;
