@@ -319,6 +319,12 @@ TEST_CASE("origin, phase, errno and what cut a close short are judged") {
   known = closed_gracefully();
   known.truth.end_arrived_at.reset();
   CHECK(known.breaks("cut_short is true"));
+  known.notes.aborted = true;  // which cut it short itself
+  CHECK(known.breaks("cut_short is true"));
+  known.record.cut_short = CutShort::reset;
+  CHECK_FALSE(known.breaks("cut_short is true"));
+  known.record.error_number = ECONNRESET;  // the peer had not
+  CHECK(known.breaks("cut_short is true"));
   known = finished();
   known.record.cut_short = CutShort::reset;
   CHECK(known.breaks("cut_short is true"));

@@ -216,7 +216,7 @@ const char* cut_is_true(const Ending& ending) {
   const bool ours = notes.graceful || (notes.stopped_at_once && notes.settled != Settled::by_nothing) || now >= notes.stops_at;
   switch (record.cut_short) {
     case CutShort::none:
-      if (!notes.graceful || notes.aborted || notes.was_told_gone) return nullptr;
+      if (!notes.graceful || notes.settled == Settled::by_abort || notes.was_told_gone) return nullptr;
       if (record.reason == CloseReason::peer_finished && truth.end_arrived_at) return nullptr;
       if (record.reason != CloseReason::local_close && record.reason != CloseReason::server_stopping) return nullptr;
       if (!notes.opened) return nullptr;
