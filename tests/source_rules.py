@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Includes only point down, or to the same layer without a circle. One concept is one stem, whichever directory it stands in.
 LAYERS = [
-    ("values", "result error time timeouts address slab block_pool timer_wheel close_record bytes callback phi_accrual heartbeat_options verdict"),
+    ("values", "result error time timeouts address slab block_pool reserved_array timer_wheel close_record bytes callback phi_accrual heartbeat_options verdict"),
     ("system calls", "sys vigil_sys kernel epoll_registrations"),
     ("pollers", "source source_slab poller epoll_poller kqueue_poller"),
     ("sockets", "socket socket_calls socket_wait socket_address socket_connect socket_exchange socket_listen socket_options unix_path send_queue"),
