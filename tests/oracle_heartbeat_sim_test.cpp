@@ -482,7 +482,12 @@ TEST_CASE("what was lost excuses a verdict until it has been made good, and that
     watched->truth.last_lost = start + 5s;  // tried for six seconds, and again within as many
     CHECK_FALSE(watched->breaks(rule));
     CHECK(excused(*watched));
+    // What a peer said is sent again when its own kernel thinks fit: all the silence long it may have been lost.
+    const bool is_made_good = watched == &reads;
     watched->truth.last_lost = start + 1s;
+    CHECK(watched->breaks(rule) == is_made_good);
+    CHECK(excused(*watched) != is_made_good);
+    watched->truth.last_lost = start - 4s;
     CHECK(watched->breaks(rule));
     CHECK_FALSE(excused(*watched));
   }

@@ -166,9 +166,10 @@ struct Silence {
 const char* hung_is_true(const Silence& silence) {
   const sim::Truth& truth = silence.truth;
   if (truth.last_acknowledged < silence.probed()) return "its kernel has acknowledged nothing of what was asked";
-  if (silence.is_unsettled()) return nullptr;
+  // What it said and the way swallowed is sent again after a timeout of its own kernel, which may be far longer than ours.
   const bool has_spoken = truth.peer_handed > truth.arrived && truth.peer_spoke_at + shortest_rto < silence.judged;
-  if (has_spoken) return "its process has spoken";
+  if (has_spoken && !silence.is_disturbed()) return "its process has spoken";
+  if (silence.is_unsettled()) return nullptr;
   if (truth.untransmitted != 0 && truth.last_taken_at + shortest_rto < silence.judged) return "its window is closed";
   return nullptr;
 }
