@@ -211,7 +211,7 @@ struct Echo {
     for (std::string& argument : arguments) argv.push_back(argument.data());
     argv.push_back(nullptr);
     if (const auto status = command_line.parse(static_cast<int>(arguments.size()), argv.data())) return status;
-    return common.settle();
+    return common.settle(address);
   }
 
   void check_values() const {
