@@ -5,6 +5,13 @@
 // byte after a probe takes the slow path, once, and ends the silence there. The first probe of each silence has its own random
 // phase; from it on the budget may run out, but never before the peer had budget - interval to answer, unless phi doubts it.
 //
+// A silence is one after the other:
+//   quiet      until next_probe: decides_at is never_due
+//   asked      decides_at counts from the first look; a probe that waits for the turn's flush hides it (leaves)
+//   held back  the kernel did not take all of the probe (Connection::probe_waits): decides_at counts anew from when it does
+//   in grace   beyond the budget, without a verdict: next_probe is never_due, decides_at is the next look
+//   over       a byte came (Connection::probed: seen at once, else by the next look), or the connection ends
+//
 // What is decided from the evidence stands in verdict.cpp, what follows from the options in heartbeat_options.cpp.
 #include <sys/socket.h>
 
