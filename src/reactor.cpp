@@ -119,17 +119,19 @@ SourceSlab* ReactorCore::slab_for(std::size_t slot_bytes, std::size_t alignment,
 
 Source* ReactorCore::take_source(SourceSlab& slab) {
   if (ending) return nullptr;
-  // Room for every source on every list, so that putting one there later allocates nothing.
-  if (slots_ == listed_max_ && !make_room_on_lists(2 * slots_ + 64)) return nullptr;
+  // Room on every list for every source, beside what stands there already, of lives that are over perhaps: putting one there
+  // later allocates nothing.
+  const std::size_t most = slots_ + std::max({ready_list.size(), flush_list.size(), finish_list.size()});
+  if (most >= listed_max_ && !make_room_on_lists(2 * most + 64)) return nullptr;
   Source* source = slab.take();
   if (source != nullptr) ++slots_;
   return source;
 }
 
-bool ReactorCore::make_room_on_lists(std::size_t sources) {
+bool ReactorCore::make_room_on_lists(std::size_t entries) {
   for (auto* list : {&ready_list, &ready_now_, &flush_list, &flush_now_, &finish_list, &finish_now_})
-    if (!list->reserve(sources)) return false;
-  listed_max_ = sources;
+    if (!list->reserve(entries)) return false;
+  listed_max_ = entries;
   return true;
 }
 

@@ -177,7 +177,7 @@ struct ReactorCore {
   static constexpr std::uint8_t listed_ready = 1, listed_flush = 2, listed_finish = 4;
   static constexpr int readiness_shift = 3;
 
-  [[nodiscard]] bool make_room_on_lists(std::size_t sources);  // false: no memory
+  [[nodiscard]] bool make_room_on_lists(std::size_t entries);  // false: no memory
   // Never allocates: take_source() reserved room for every source on every list.
   void enlist(ReservedArray<Listed>& list, Source& source, std::uint8_t mark) {
     attend(work_waits);
@@ -214,7 +214,7 @@ struct ReactorCore {
   void take_mail();
 
   std::size_t slots_ = 0;
-  std::size_t listed_max_ = 0;  // how many sources every list has room for
+  std::size_t listed_max_ = 0;  // how many entries every list has room for
   ReservedArray<Listed> ready_list, ready_now_, flush_list, flush_now_, finish_list, finish_now_;
   std::vector<Task> tasks_, tasks_now_;
   Instant next_expiry_ = never_due;

@@ -173,4 +173,38 @@ TEST_CASE("a connection that ends because one piece was beyond its bound ends wi
   CHECK(hooks.records[0].unsent == 0);
 }
 
+/// Connects again wherever it has ended, and ends that attempt at once.
+struct Restless {
+  void on_receive(Connection&, Bytes) {}
+  void on_close(Connection&, const vigil::CloseRecord&) {
+    if (*tries_left == 0) return;
+    --*tries_left;
+    if (const auto again = (*connector)->connect(address)) CHECK((*again)->abort());
+  }
+  std::optional<vigil::Connector<Restless>>* connector;
+  std::string address;
+  int* tries_left;
+};
+
+// A life that ends while it waits for its turn leaves an entry on the ready list, and the next one in its slot brings another:
+// room for as many as there are slots was too little.
+TEST_CASE("lives that end and begin again in one turn, each of them ready, have room on the lists") {
+  const std::string address = "unix:@vigil-restless-" + std::to_string(::getpid());
+  test::Hooks hooks;
+  Reactor reactor;
+  Listener<test::HookedHandler> listener(reactor, {}, hooks.make());
+  REQUIRE(listener.listen(address));
+  int tries_left = 1000;
+  std::optional<vigil::Connector<Restless>> connector;
+  connector.emplace(reactor, vigil::ConnectorOptions{}, [&](Connection&) { return Restless{&connector, address, &tries_left}; });
+  std::vector<vigil::ConnectionHandle> first;
+  for (int count = 0; count < 40; ++count) {
+    auto connecting = connector->connect(address);  // a Unix socket's is over at once: it waits on the ready list
+    REQUIRE(connecting);
+    first.push_back(*connecting);
+  }
+  for (const vigil::ConnectionHandle& each : first) REQUIRE(each->abort());
+  REQUIRE(test::turn_until(reactor, [&] { return tries_left == 0; }));
+}
+
 }  // namespace
