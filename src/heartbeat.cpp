@@ -64,8 +64,6 @@ namespace {
 
 /// Two looks at the same segment's arrival may differ by as much: two ticks of the kernel that counts in the longest (HZ 100).
 constexpr Duration kernel_grain = std::chrono::milliseconds(20);
-/// What one write of a Unix peer takes of our buffer at least: 278 of one byte fill 212,992.
-constexpr int least_unix_write = 768;
 
 struct HeartbeatLife {
   static Heartbeat& of(const Connection& connection) { return *ConnectionLife::birth_of(connection).heartbeat; }
@@ -176,13 +174,14 @@ struct HeartbeatLife {
     return ConnectionLife::holds_reading(connection) ? sys::unread_bytes(connection.descriptor()) : 0;
   }
 
-  /// A TCP window closes with less in the buffer than its size, which counts what the kernel needs around the bytes; for a Unix
-  /// socket those are several hundred for each write, be it of one byte (kernel's SKB_TRUESIZE).
+  /// A TCP window closes with less in the buffer than its size, which counts what the kernel needs around the bytes. What a Unix
+  /// peer may have on its way is for its own socket to say, be it a few bytes (unix(7), SO_SNDBUF).
   static bool may_be_full(const Connection& connection, int unread) {
+    if (!ConnectionLife::is_tcp(connection)) return true;
     int size = 0;
     socklen_t length = sizeof size;
     const bool known = sys::get_option(connection.descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0;
-    return known && unread >= size / (ConnectionLife::is_tcp(connection) ? 4 : least_unix_write);
+    return known && unread >= size / 4;
   }
 
   /// The kernel counts in milliseconds: of a sign of life hardly later than the last nobody knows whether it is another.
