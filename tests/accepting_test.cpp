@@ -182,10 +182,10 @@ TEST_CASE("a listener out of descriptors accepts within 200 ms of one becoming f
 // --- the accept deadline
 
 TEST_CASE("the accept deadline is told once per period, and its listener lives on") {
+  const auto begun = std::chrono::steady_clock::now();  // before listen(), from which it counts
   Crowd crowd({.timeouts = {.accept = 20ms}});
-  const Instant begun = crowd.reactor.now();
   REQUIRE(test::turn_until(crowd.reactor, [&] { return crowd.told.count('t') == 3; }));
-  CHECK(crowd.reactor.now() - begun >= 60ms);
+  CHECK(std::chrono::steady_clock::now() - begun >= 60ms);
   for (const Duration after : crowd.told.timed_out_after) CHECK(after >= 20ms);
   CHECK(test::connect_client(crowd.reactor, crowd.hooks, crowd.address).connection->is_open());
   const std::size_t told = crowd.told.count('t');
