@@ -11,8 +11,8 @@
 // - `void on_peer_finished(vigil::Connection&)`: the peer's end came; without it the connection flushes and closes.
 //   With it, it may go on sending: from then on `send` is the only deadline until the queue is empty, and `drain` after that
 // - `void on_peer_gone_while_paused(vigil::Connection&)`: the peer ended or reset its stream while reading is paused by
-//   pause_reading(), not while a backlog alone holds it (then its end is read when the queue has fallen); comes once. The end
-//   itself is told after what the kernel still holds: resume_reading(), or close() to end without it
+//   pause_reading(), not while a backlog alone holds it (then its end is read when the queue has fallen, which `send` bounds);
+//   comes once. The end itself is told after what the kernel still holds: resume_reading(), or close() to end without it
 // - `void on_ping_due(vigil::Connection&)`: the peer is silent; send something it must answer. What is sent here is the probe;
 //   any byte that comes back ends the silence. It is called only where the heartbeat's options give a budget and no ping, and
 //   only into a silence: first half an interval to a whole one after the last sign of life, then an interval apart, but not while
