@@ -223,7 +223,8 @@ const char* cut_is_true(const Ending& ending) {
       return truth.end_arrived_at && truth.end_was_sent && record.unsent == 0 ? nullptr
                                                                               : "neither whole nor told what cut it short";
     case CutShort::reset:
-      if (notes.aborted && record.error_number == 0 && (notes.graceful || (truth.end_arrived_at && !notes.hears_finish))) return nullptr;  // ours
+      if (notes.aborted && record.error_number == 0 && (notes.graceful || (truth.end_arrived_at && !notes.hears_finish)))
+        return nullptr;  // ours
       return ours && failed_with(ending, is_reset) ? nullptr : "nobody reset it while it closed";
     case CutShort::timed_out:
       if (!ours) return "nobody had closed it";
