@@ -64,6 +64,9 @@ namespace {
 
 /// Two looks at the same segment's arrival may differ by as much: two ticks of the kernel that counts in the longest (HZ 100).
 constexpr Duration kernel_grain = std::chrono::milliseconds(20);
+/// The kernel charges 768 bytes at least for each write to a Unix socket, against the sender's SO_SNDBUF, which is 212,992 by
+/// default (net.core.wmem_default): 278 of one byte fill it.
+constexpr int least_unix_room = 212'992 / 768;
 
 struct HeartbeatLife {
   static Heartbeat& of(const Connection& connection) { return *ConnectionLife::birth_of(connection).heartbeat; }
@@ -175,9 +178,9 @@ struct HeartbeatLife {
   }
 
   /// A TCP window closes with less in the buffer than its size, which counts what the kernel needs around the bytes. What a Unix
-  /// peer may have on its way is for its own socket to say, be it a few bytes (unix(7), SO_SNDBUF).
+  /// peer may have on its way is for its own socket to say: by default as many writes as here, be each of one byte.
   static bool may_be_full(const Connection& connection, int unread) {
-    if (!ConnectionLife::is_tcp(connection)) return true;
+    if (!ConnectionLife::is_tcp(connection)) return unread >= least_unix_room;
     int size = 0;
     socklen_t length = sizeof size;
     const bool known = sys::get_option(connection.descriptor(), SOL_SOCKET, SO_RCVBUF, &size, &length) == 0;

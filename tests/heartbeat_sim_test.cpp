@@ -438,15 +438,29 @@ TEST_CASE("of a Unix peer there is no evidence to wait for: it is lost at the bu
   CHECK(opened + record.age <= scene.world.kernel.now());
 }
 
-TEST_CASE("with reading paused, a Unix peer is not lost while bytes of its wait: they may be all that it can send") {
-  for (const bool waits : {false, true}) {
-    CAPTURE(waits);
+TEST_CASE("with reading paused, what a Unix peer says before the first look is life, and the budget counts from it") {
+  UnixScene scene;
+  REQUIRE(scene.connection().pause_reading());
+  scene.world.run_for(1200ms);  // the first look comes after 1.25 s at the earliest
+  scene.world.kernel.peer_sends(scene.peer, "the last");
+  scene.world.run_for(1min);
+  REQUIRE(scene.world.story.records.size() == 1);
+  const CloseRecord& record = scene.world.story.record(scene.peer);
+  CHECK(record.reason == CloseReason::heartbeat_lost);
+  CHECK(record.left_unread == 8);
+  CHECK(record.age >= 1200ms + 10s);
+  CHECK(record.age <= 20s);
+}
+
+TEST_CASE("with reading paused, a Unix peer whose bytes may be all that it can send is not lost before we read") {
+  for (const bool fills : {false, true}) {
+    CAPTURE(fills);
     UnixScene scene;
     REQUIRE(scene.connection().pause_reading());
-    if (waits) scene.world.kernel.peer_sends(scene.peer, "x");
+    scene.world.kernel.peer_sends(scene.peer, std::string(fills ? 277 : 276, 'x'));
     scene.world.run_for(1min);
-    CHECK(scene.world.story.records.empty() == waits);
-    if (!waits) continue;
+    CHECK(scene.world.story.records.empty() == fills);
+    if (!fills) continue;
     REQUIRE(scene.connection().resume_reading());
     scene.world.run_for(10s - 1ms);
     CHECK(scene.world.story.records.empty());

@@ -23,7 +23,8 @@
 // can't be asked any more. For the time after finish() set a receive deadline (Connection::set_timeout).
 //
 // A Unix socket has no TCP evidence: its peer is probed and lost in the same way, and the verdict is always `unknown`. While
-// reading is held and bytes of its wait, it is not lost: they may be all that its socket lets it send before we read.
+// reading is held, its bytes count as of the look that finds them; and from 277 on it is not lost before we read: they may be as
+// many writes, which is all that a socket with Linux's default SO_SNDBUF has room for. A peer with a smaller one may be lost.
 //
 // keepalive_only is for protocols without a ping, and for TCP: a Unix address is refused. The kernel probes by itself
 // (SO_KEEPALIVE, TCP_USER_TIMEOUT; SocketOptions that set these too are refused), and its own answer is what is told:
