@@ -97,6 +97,18 @@ Known failed(int error, CloseReason reason, Origin origin) {
   return known;
 }
 
+/// An attempt that failed with this errno.
+Known failed_attempt(int error, CloseReason reason, Origin origin) {
+  Known known = failed(error, reason, origin);
+  known.notes.attempted = true;
+  known.notes.opened = known.truth.was_connected = false;
+  known.notes.clocks = LifeClocks(default_timeouts(), tick);
+  known.notes.clocks.attempted(start);
+  known.record.phase = Phase::connecting;
+  known.record.silence = known.record.age;
+  return known;
+}
+
 /// A deadline of receiving, told at `at` after a recv that found nothing.
 Known timed_out(const Timeouts& timeouts, CloseReason reason, Instant at) {
   Known known = opened(timeouts);
@@ -277,13 +289,7 @@ TEST_CASE("a system error needs a call of this life that was refused like that")
 }
 
 TEST_CASE("an attempt fails with what its connect answered, a shortage too") {
-  Known known = failed(ENOBUFS, CloseReason::connect_failed, Origin::local);
-  known.notes.attempted = true;
-  known.notes.opened = known.truth.was_connected = false;
-  known.notes.clocks = LifeClocks(default_timeouts(), tick);
-  known.notes.clocks.attempted(start);
-  known.record.phase = Phase::connecting;
-  known.record.silence = known.record.age;
+  Known known = failed_attempt(ENOBUFS, CloseReason::connect_failed, Origin::local);
   CHECK(told(known.judged()) == "");
   known.truth.error = ENOMEM;
   CHECK(known.breaks("the reason is true"));
@@ -523,13 +529,7 @@ TEST_CASE("a peer's end, an error, bytes and ends of our own are told at once") 
 }
 
 TEST_CASE("a failed attempt is told at once, with the errno it failed with") {
-  Known known = failed(ECONNREFUSED, CloseReason::connect_refused, Origin::peer);
-  known.notes.attempted = true;
-  known.notes.opened = known.truth.was_connected = false;
-  known.notes.clocks = LifeClocks(default_timeouts(), tick);
-  known.notes.clocks.attempted(start);
-  known.record.phase = Phase::connecting;
-  known.record.silence = known.record.age;
+  Known known = failed_attempt(ECONNREFUSED, CloseReason::connect_refused, Origin::peer);
   CHECK(told(known.judged()) == "");
   Known late = known;
   late.end(start + 4ms, CloseReason::connect_refused, Origin::peer);
