@@ -240,8 +240,6 @@ int ScriptedKernel::World::get_option(int descriptor, int level, int name, void*
       *length = std::min(*length, static_cast<socklen_t>(option->second.size()));
       std::memcpy(value, option->second.data(), *length);
       return 0;
-    } else if (level == SOL_SOCKET && name == SO_RCVBUF) {
-      number = 212'992;  // as Linux has it (net.core.rmem_default)
     }
     *length = std::min(*length, static_cast<socklen_t>(sizeof number));
     std::memcpy(value, &number, *length);
