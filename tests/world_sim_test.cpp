@@ -556,6 +556,20 @@ TEST_CASE("without a route of its own an established connection keeps its bytes 
   CHECK(caller.peer->received() == "later");
 }
 
+TEST_CASE("without a route of its own a connection keeps its end too, and sends it later") {
+  Caller caller;
+  caller.accept();
+  caller.world.path(caller.world.local(), caller.there).way = Way::no_route;
+  REQUIRE(sys::shutdown(caller.descriptor, SHUT_WR) == 0);
+  caller.world.run_for(2s);
+  CHECK_FALSE(caller.peer->finished());
+  CHECK(sys::tcp_sample(caller.descriptor).unacked == 0);
+  CHECK(caller.world.count(Fault::window_closed) == 0);  // which is the other reason why nothing is in flight
+  caller.way(Way::open);
+  caller.world.run_for(1s);
+  CHECK(caller.peer->finished());
+}
+
 TEST_CASE("what is in flight when its own route is lost counts each retransmission that the route refuses") {
   Caller caller;
   caller.accept();
