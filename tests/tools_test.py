@@ -932,8 +932,20 @@ def with_phi_a_peer_that_used_to_answer_fast_is_lost_long_before_its_budget():
 
 
 @test
+def a_budget_that_keepalive_does_not_keep_as_it_is_given_is_told():
+    with socket.socket() as closed_port:
+        closed_port.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{}".format(closed_port.getsockname()[1])
+        for budget, kept in (("2s", "4.00 s instead of 2.00 s"), ("4900ms", "4.00 s instead of 4.90 s"), ("4s", None)):
+            status, out, error = run("probe", address, "--heartbeat-timeout", budget, "--keepalive-only")
+            told = f"vigil-probe: --keepalive-only counts whole seconds, at least 4: a loss is told within {kept}\n" if kept else ""
+            equal((status, error), (1, told), budget)
+            true("rejected" in out, out)
+
+
+@test
 def keepalive_alone_leaves_an_idle_connection_in_peace():
-    with Echo("--heartbeat-timeout", "1s", "--keepalive-only", "--stats", "100ms") as echo, echo.client():
+    with Echo("--heartbeat-timeout", "4s", "--keepalive-only", "--stats", "100ms") as echo, echo.client():
         before = echo.event("stats")["time_ns"]
         while (stats := echo.event("stats"))["time_ns"] < before + 3_000_000_000:
             equal((stats["closed"], stats["sent_bytes"]), (0, 0), "closed, and sent by it")

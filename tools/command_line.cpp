@@ -276,12 +276,16 @@ std::string CommandLine::unknown_options() const {
 }
 
 int CommandLine::refuse(const std::string& problem) const {
-  std::string line = name_ + ": " + problem + " (see " + name_ + " --help)";
+  note(problem + " (see " + name_ + " --help)");
+  return exit_usage;
+}
+
+void CommandLine::note(const std::string& what) const {
+  std::string line = name_ + ": " + what;
   for (char& character : line) {
     if (static_cast<unsigned char>(character) < 0x20 || character == 0x7f) character = ' ';  // one line stays one line
   }
   std::fprintf(stderr, "%s\n", line.c_str());
-  return exit_usage;
 }
 
 }  // namespace vigil::tools

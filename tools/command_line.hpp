@@ -64,6 +64,9 @@ class CommandLine {
   /// For values that are wrong only together: says so as parse() would, and returns exit_usage.
   [[nodiscard]] int refuse(const std::string& problem) const;
 
+  /// One line on stderr about values that are kept otherwise than they were given; the program goes on.
+  void note(const std::string& what) const;
+
  private:
   [[nodiscard]] std::string unknown_options() const;
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <charconv>
 
+#include "readable.hpp"
+
 namespace vigil::tools {
 namespace {
 
@@ -112,7 +114,13 @@ std::optional<int> ConnectionOptions::settle_heartbeat(const Address& address) {
   }
   if (phi_option_->count() > 0) heartbeat_.phi = phi_;
   const Result<HeartbeatPlan> plan = plan_heartbeat(heartbeat_);
-  if (plan) return std::nullopt;
+  if (plan) {
+    if (heartbeat_.keepalive_only && plan->told_within != plan->budget) {
+      command_line_.note("--keepalive-only counts whole seconds, at least 4: a loss is told within " +
+                         readable(plan->told_within) + " instead of " + readable(plan->budget));
+    }
+    return std::nullopt;
+  }
   std::string given;
   for (const CLI::Option* each : heartbeat_options_) {
     if (each->count() > 0) given += (given.empty() ? "" : ", ") + each->get_name();
