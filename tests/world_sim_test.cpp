@@ -697,6 +697,24 @@ TEST_CASE("a killed process ends its streams, with a reset where it had bytes un
   }
 }
 
+TEST_CASE("the kernel of a host that hangs answers a handshake, and who waits is accepted when it resumes") {
+  Caller caller;
+  int accepted = 0;
+  const auto count = [&](Peer&) { ++accepted; };
+  caller.there.listen(80, count);
+  caller.there.listen(81, count);
+  caller.there.hang();
+  REQUIRE(caller.connect() == -EINPROGRESS);
+  caller.world.run_for(1ms);
+  CHECK((caller.state() & (POLLOUT | POLLHUP | POLLERR)) == POLLOUT);
+  REQUIRE(caller.send("hello") == 5);
+  caller.world.run_for(1s);
+  CHECK(accepted == 0);
+  caller.there.resume();
+  caller.world.run_for(1ms);
+  CHECK(accepted == 1);
+}
+
 TEST_CASE("who comes to a host after the processes that hung were killed does not hang") {
   Caller caller;
   caller.listen();
