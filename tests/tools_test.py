@@ -945,7 +945,7 @@ def a_budget_that_keepalive_does_not_keep_as_it_is_given_is_told():
 
 @test
 def keepalive_alone_leaves_an_idle_connection_in_peace():
-    with Echo("--heartbeat-timeout", "4s", "--keepalive-only", "--stats", "100ms") as echo, echo.client():
+    with Echo("--heartbeat-timeout", "1s", "--keepalive-only", "--stats", "100ms") as echo, echo.client():
         before = echo.event("stats")["time_ns"]
         while (stats := echo.event("stats"))["time_ns"] < before + 3_000_000_000:
             equal((stats["closed"], stats["sent_bytes"]), (0, 0), "closed, and sent by it")
